@@ -1,0 +1,210 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Checks QEMU qcow2 disk images, offline, and says what is wrong, where, and whose it is.
+///
+/// qfsck reads metadata only and never writes to an image. It opens no file but the one it is given: not the backing
+/// file, not the external data file, and it needs no encryption key.
+#[derive(Debug, Parser)]
+#[command(name = "qfsck", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check images: refcounts, tables, snapshots, bitmaps, header
+    Check(CheckArgs),
+    /// Say who owns a place in the image file, or where a guest offset lives
+    Owner(OwnerArgs),
+    /// Explain a finding: cause, risk, remedy
+    Explain(ExplainArgs),
+}
+
+/// How a result is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Human,
+    /// One JSON document, a superset of qemu-img's
+    Json,
+    /// One JSON document a line, for several images
+    Jsonl,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// A bar if stderr is a terminal
+    Auto,
+    /// Nothing
+    None,
+    /// JSON Lines on stderr
+    Json,
+}
+
+/// What `-r` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Repair {
+    Leaks,
+    All,
+}
+
+/// Check images: refcounts, tables, snapshots, bitmaps, header.
+///
+/// Reads every table of the metadata once and holds what the tables refer to against the refcounts stored on disk.
+/// A clean answer is about metadata: qcow2 has no checksums for guest data, so nobody can say that the data is intact.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Exit codes (of several images, the gravest):
+   0  clean, notices at most
+   1  the check could not be completed
+   2  corruption
+   3  leaks, but no corruption
+   4  another program uses the image
+   5  the image changed while it was read
+   6  the --budget ran out
+  63  not a qcow2 image
+  64  the arguments make no sense
+  70  a defect of qfsck
+
+Examples:
+  qfsck check disk.qcow2                       what is wrong, where, and whose it is
+  qfsck check --output json disk.qcow2         all keys of `qemu-img check --output=json`, and more
+  qfsck check -q --budget 2s disk.qcow2        a gate before boot: only the exit code
+  qfsck check --output jsonl *.qcow2           one document for each image
+  qfsck check -U disk.qcow2                    while the guest runs; not to be relied on")]
+pub(crate) struct CheckArgs {
+    /// Image files or block devices
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<PathBuf>,
+
+    /// How to write the result
+    #[arg(long, value_enum, default_value = "human", value_name = "FORMAT")]
+    pub(crate) output: Output,
+
+    /// Format of the images; only qcow2 can be checked
+    #[arg(short = 'f', long = "format", value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+
+    /// Not in this version: qfsck only checks
+    #[arg(short = 'r', value_enum, value_name = "WHAT")]
+    pub(crate) repair: Option<Repair>,
+
+    /// Read even if another program is writing; the result is then unreliable
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+
+    /// No output, only the exit code (errors still go to stderr)
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Threads to use; by default one for each processor
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+
+    /// Stop after this time (500ms, 2s, 1min) for each image, and say what was not covered
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) budget: Option<Duration>,
+
+    /// How to show progress
+    #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
+    pub(crate) progress: ProgressMode,
+
+    /// The image's external data file; only its length is looked at
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data_file: Option<PathBuf>,
+
+    /// Accepted for scripts written for qemu-img; qfsck reads through the page cache
+    #[arg(short = 'T', hide = true, value_name = "CACHE")]
+    pub(crate) cache: Option<String>,
+
+    /// Accepted for scripts written for qemu-img; qfsck needs no key
+    #[arg(long, hide = true, value_name = "OBJECT")]
+    pub(crate) object: Vec<String>,
+}
+
+/// Say who owns a place in the image file, or where a guest offset lives.
+///
+/// Offsets are bytes: 327680, 0x50000, or with a suffix, 320K.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  qfsck owner disk.qcow2 0x50000             everyone who refers to this cluster of the file
+  qfsck owner --guest disk.qcow2 1G          the path from the L1 table to this byte of the disk")]
+pub(crate) struct OwnerArgs {
+    /// Image file or block device
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: PathBuf,
+
+    /// Byte offset in the image file, or in the virtual disk with --guest
+    #[arg(value_name = "OFFSET", value_parser = parse_offset)]
+    pub(crate) offset: u64,
+
+    /// The offset is one the guest sees
+    #[arg(long)]
+    pub(crate) guest: bool,
+
+    /// How to write the result
+    #[arg(long, value_enum, default_value = "human", value_name = "FORMAT")]
+    pub(crate) output: Output,
+
+    /// Read even if another program is writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+}
+
+/// Explain a finding: cause, risk, remedy.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The code, as a check prints it; without one, all codes are listed
+    #[arg(value_name = "CODE")]
+    pub(crate) code: Option<String>,
+}
+
+/// Reads 327680, 0x50000 or 320K.
+fn parse_offset(text: &str) -> Result<u64, String> {
+    let (number, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 10),
+        Some((at, 'M')) => (text.get(..at), 20),
+        Some((at, 'G')) => (text.get(..at), 30),
+        Some((at, 'T')) => (text.get(..at), 40),
+        _ => (Some(text), 0),
+    };
+    let number = number.unwrap_or_default();
+    let parsed = match number.strip_prefix("0x").or(number.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => number.parse(),
+    };
+    parsed
+        .ok()
+        .and_then(|value| value.checked_mul(1 << shift))
+        .ok_or_else(|| "give bytes, as 327680, 0x50000 or 320K".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn offsets_are_read_in_all_their_forms() {
+        assert_eq!(parse_offset("327680"), Ok(327_680));
+        assert_eq!(parse_offset("0x50000"), Ok(0x5_0000));
+        assert_eq!(parse_offset("320K"), Ok(327_680));
+        assert_eq!(parse_offset("1T"), Ok(1 << 40));
+        assert!(parse_offset("99999999T").is_err());
+        assert!(parse_offset("").is_err());
+        assert!(parse_offset("x").is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! `qfsck check`: image after image.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use qfsck::report::{CheckDocument, Conditions, ErrorDocument, write_line, write_pretty};
+use qfsck::{Check, Error, Image, ImageFile, Options, Progress};
+
+use crate::args::{CheckArgs, Output};
+use crate::exit::Outcome;
+use crate::progress::{Stopped, Watch};
+use crate::session::{Session, sharing};
+use crate::{print, render, say};
+
+/// Checks every image; the gravest outcome is the answer.
+pub(crate) fn run(args: &CheckArgs) -> Outcome {
+    if let Some(outcome) = refuse(args) {
+        return outcome;
+    }
+    if let Some(jobs) = args.jobs {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(jobs));
+        if let Err(error) = pool.build_global() {
+            say(&format!("qfsck: cannot start {jobs} threads: {error}"));
+            return Outcome::Incomplete;
+        }
+    }
+    let mut worst = Outcome::Clean;
+    for (index, path) in args.images.iter().enumerate() {
+        let progress = Arc::new(Progress::default());
+        let watch = Watch::start(
+            Arc::clone(&progress),
+            args.progress,
+            args.quiet,
+            args.budget,
+        );
+        let answer = check_one(path, args, &progress, watch);
+        worst = worst.max(answer.outcome);
+        let written = if args.quiet {
+            Ok(())
+        } else {
+            answer.write(args, path, index > 0)
+        };
+        if let Err(error) = written {
+            say(&format!("qfsck: cannot write the result: {error}"));
+            return Outcome::Incomplete.max(worst);
+        }
+        if answer.is_interrupted {
+            break;
+        }
+    }
+    worst
+}
+
+/// What cannot be done whatever the images are.
+fn refuse(args: &CheckArgs) -> Option<Outcome> {
+    if args.repair.is_some() {
+        say(
+            "qfsck: this version checks and never writes, so -r is refused.\n\
+             Checking first is always safe: run `qfsck check` without -r. Before you repair with another tool, keep a \
+             copy of the image: `qemu-img check -r` frees what a damaged table hides.",
+        );
+        return Some(Outcome::Usage);
+    }
+    if let Some(format) = args.format.as_deref().filter(|&format| format != "qcow2") {
+        say(&format!(
+            "qfsck: format {format:?} has no check here; qfsck checks qcow2 images"
+        ));
+        return Some(Outcome::NotQcow2);
+    }
+    if args.images.len() > 1 && args.output == Output::Json {
+        say("qfsck: --output json is one document, for one image; use --output jsonl for several");
+        return Some(Outcome::Usage);
+    }
+    if args.images.len() > 1 && args.data_file.is_some() {
+        say("qfsck: --data-file belongs to one image; check the images one by one");
+        return Some(Outcome::Usage);
+    }
+    None
+}
+
+/// A check, and what became of it.
+struct Answer {
+    outcome: Outcome,
+    is_interrupted: bool,
+    result: Result<Box<Finished>, Error>,
+}
+
+struct Finished {
+    image: Image<ImageFile>,
+    check: Check,
+    conditions: Conditions,
+}
+
+fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -> Answer {
+    let session = options(args).and_then(|options| {
+        Session::open(path, sharing(args.force_share)).map(|session| (session, options))
+    });
+    let (session, mut options) = match session {
+        Ok(session) => session,
+        Err(error) => {
+            watch.finish();
+            say(&format!("qfsck: {error}\n  {}", error.advice()));
+            return Answer {
+                outcome: Outcome::of_error(&error),
+                is_interrupted: false,
+                result: Err(error),
+            };
+        }
+    };
+    options.is_block_device = session.image.storage().is_block_device();
+    let check = qfsck::check(&session.image, options, progress);
+    let conditions = session.conditions();
+    let stopped = watch.finish();
+    let outcome = match stopped {
+        Some(Stopped::Interrupted) if check.coverage.is_stopped() => Outcome::Incomplete,
+        Some(Stopped::BudgetSpent) if check.coverage.is_stopped() => Outcome::Limit,
+        _ if conditions.changed => Outcome::Changed,
+        _ => Outcome::of_check(&check),
+    };
+    Answer {
+        outcome,
+        is_interrupted: stopped == Some(Stopped::Interrupted),
+        result: Ok(Box::new(Finished {
+            image: session.image,
+            check,
+            conditions,
+        })),
+    }
+}
+
+fn options(args: &CheckArgs) -> Result<Options, Error> {
+    let data_file_bytes = args
+        .data_file
+        .as_deref()
+        .map(|path| {
+            std::fs::metadata(path)
+                .map(|metadata| metadata.len())
+                .map_err(|source| Error::Open {
+                    path: path.to_owned(),
+                    source,
+                })
+        })
+        .transpose()?;
+    Ok(Options {
+        data_file_bytes,
+        ..Options::default()
+    })
+}
+
+impl Answer {
+    fn write(&self, args: &CheckArgs, path: &Path, is_further: bool) -> io::Result<()> {
+        let filename = path.display().to_string();
+        match (&self.result, args.output) {
+            (Ok(done), Output::Human) => print(|to| {
+                if is_further {
+                    writeln!(to)?;
+                }
+                render::check(to, &filename, &done.image, &done.check, &done.conditions)
+            }),
+            (Err(_), Output::Human) => Ok(()),
+            (Ok(done), Output::Json) => print(|to| {
+                let (image, check) = (&done.image, &done.check);
+                write_pretty(
+                    &CheckDocument::new(&filename, image, check, &done.conditions),
+                    to,
+                )
+            }),
+            (Ok(done), Output::Jsonl) => print(|to| {
+                let (image, check) = (&done.image, &done.check);
+                write_line(
+                    &CheckDocument::new(&filename, image, check, &done.conditions),
+                    to,
+                )
+            }),
+            (Err(error), Output::Json) => {
+                print(|to| write_pretty(&ErrorDocument::new(&filename, error), to))
+            }
+            (Err(error), Output::Jsonl) => {
+                print(|to| write_line(&ErrorDocument::new(&filename, error), to))
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! `qfsck owner`: who is there, and where is it.
+
+use std::io::{self, Write};
+
+use qfsck::qcow2::{GuestOffset, HostOffset, Refusal};
+use qfsck::report::{GuestDocument, HostDocument, write_line, write_pretty};
+use qfsck::{Error, GuestPath, GuestTarget, HostAnswer, Progress};
+
+use crate::args::{Output, OwnerArgs};
+use crate::exit::Outcome;
+use crate::render::Names;
+use crate::session::{Session, sharing};
+use crate::{print, say};
+
+/// Answers one question about one image.
+pub(crate) fn run(args: &OwnerArgs) -> Outcome {
+    let session = match Session::open(&args.image, sharing(args.force_share)) {
+        Ok(session) => session,
+        Err(error) => {
+            say(&format!("qfsck: {error}\n  {}", error.advice()));
+            return Outcome::of_error(&error);
+        }
+    };
+    if args.guest {
+        guest(args, &session)
+    } else {
+        host(args, &session)
+    }
+}
+
+fn host(args: &OwnerArgs, session: &Session) -> Outcome {
+    let offset = HostOffset(args.offset);
+    let answer = qfsck::host_owners(&session.image, offset, &Progress::default());
+    let Some(answer) = answer else {
+        say(&format!(
+            "qfsck: {} has no cluster at {offset}: the file is {:#x} bytes long",
+            args.image.display(),
+            session.image.file_bytes()
+        ));
+        return Outcome::Usage;
+    };
+    let filename = args.image.display().to_string();
+    let document = || HostDocument::new(&filename, &session.image, &answer);
+    let written = match args.output {
+        Output::Human => print(|to| write_host(to, session, &answer)),
+        Output::Json => print(|to| write_pretty(&document(), to)),
+        Output::Jsonl => print(|to| write_line(&document(), to)),
+    };
+    if written.is_err() || answer.coverage.failure_count() > 0 {
+        return Outcome::Incomplete;
+    }
+    Outcome::Clean
+}
+
+fn write_host(to: &mut dyn Write, session: &Session, answer: &HostAnswer) -> io::Result<()> {
+    let names = Names::new(&session.image, &answer.snapshots);
+    let stored = answer
+        .stored
+        .map_or_else(|| "unknown".to_owned(), |count| count.to_string());
+    writeln!(
+        to,
+        "{}: refcount {stored}, {} references",
+        names.clusters(answer.cluster),
+        answer.expected
+    )?;
+    for owner in &answer.owners.named {
+        writeln!(to, "    {}", names.owner(owner))?;
+    }
+    if answer.owners.more > 0 {
+        writeln!(to, "    and {} more", answer.owners.more)?;
+    }
+    if answer.expected == 0 {
+        writeln!(to, "    nothing refers to it")?;
+    }
+    for gap in answer.coverage.gaps() {
+        writeln!(to, "not looked at: {}: {}", gap.place, gap.detail)?;
+    }
+    Ok(())
+}
+
+fn guest(args: &OwnerArgs, session: &Session) -> Outcome {
+    let path = qfsck::guest_path(&session.image, GuestOffset(args.offset));
+    let path = match path {
+        Ok(Some(path)) => path,
+        Ok(None) => {
+            say("qfsck: the header has no usable cluster size, so nothing can be located");
+            return Outcome::Incomplete;
+        }
+        Err(source) => {
+            let error = Error::Read {
+                path: args.image.clone(),
+                offset: args.offset,
+                source,
+            };
+            say(&format!("qfsck: {error}\n  {}", error.advice()));
+            return Outcome::Incomplete;
+        }
+    };
+    let filename = args.image.display().to_string();
+    let written = match args.output {
+        Output::Human => print(|to| write_guest(to, session, &path)),
+        Output::Json => print(|to| write_pretty(&GuestDocument::new(&filename, &path), to)),
+        Output::Jsonl => print(|to| write_line(&GuestDocument::new(&filename, &path), to)),
+    };
+    if written.is_err() {
+        return Outcome::Incomplete;
+    }
+    Outcome::Clean
+}
+
+fn write_guest(to: &mut dyn Write, session: &Session, path: &GuestPath) -> io::Result<()> {
+    writeln!(to, "guest offset {:#x}", path.guest.0)?;
+    match path.l1_entry {
+        None => writeln!(
+            to,
+            "    L1 entry {}: past the end of the L1 table",
+            path.l1_index
+        )?,
+        Some(entry) => writeln!(to, "    L1 entry {}: {:#018x}", path.l1_index, entry.0)?,
+    }
+    if let Some(entry) = path.l2_entry {
+        writeln!(to, "    L2 entry {}: {:#018x}", path.l2_index, entry.0)?;
+    }
+    let place = if session.image.header().has_data_file() {
+        "the external data file"
+    } else {
+        "the image file"
+    };
+    match path.target {
+        GuestTarget::Unallocated => {
+            writeln!(
+                to,
+                "    not allocated: reads come from the backing file, or are zeros"
+            )
+        }
+        GuestTarget::Zero => writeln!(to, "    reads as zeros"),
+        GuestTarget::Host(offset) => writeln!(to, "    at {offset} of {place}"),
+        GuestTarget::Compressed(extent) => writeln!(
+            to,
+            "    compressed, in {} bytes at {} of {place}",
+            extent.bytes(),
+            extent.offset
+        ),
+        GuestTarget::Broken(offset, Refusal::Unaligned) => {
+            writeln!(to, "    broken: {offset} is not at a cluster boundary")
+        }
+        GuestTarget::Broken(offset, Refusal::PastEnd) => {
+            writeln!(to, "    broken: {offset} is past the end of the file")
+        }
+    }
+}

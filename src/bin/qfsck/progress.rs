@@ -1,0 +1,177 @@
+//! Watching a check: a bar or events, Ctrl-C, and the budget.
+//!
+//! Comes in: a [`Progress`] to poll. Goes out: talk on stderr, and the wish to stop. Never here: the check.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Once};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use qfsck::Progress;
+
+use crate::args::ProgressMode;
+use crate::say;
+
+/// How often the watcher looks.
+const TICK: Duration = Duration::from_millis(50);
+/// A check that is done sooner shows no progress.
+const QUIET_START: Duration = Duration::from_millis(500);
+/// How often an event is written.
+const EVENT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Why a check was asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// By a signal.
+    Interrupted,
+    /// By its budget.
+    BudgetSpent,
+}
+
+/// Signals received so far.
+static SIGNALS: AtomicU32 = AtomicU32::new(0);
+static HANDLER: Once = Once::new();
+
+/// A thread that watches one check.
+pub(crate) struct Watch {
+    done: Sender<()>,
+    thread: JoinHandle<Option<Stopped>>,
+}
+
+impl Watch {
+    /// Starts to watch.
+    pub(crate) fn start(
+        progress: Arc<Progress>,
+        mode: ProgressMode,
+        quiet: bool,
+        budget: Option<Duration>,
+    ) -> Self {
+        HANDLER.call_once(install_signal_handler);
+        let show = match mode {
+            ProgressMode::Json => Show::Events,
+            ProgressMode::Auto if !quiet && std::io::stderr().is_terminal() => Show::Bar,
+            ProgressMode::Auto | ProgressMode::None => Show::Nothing,
+        };
+        let (done, end) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let mut watcher = Watcher::new(progress, show, budget);
+            while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                watcher.look();
+            }
+            watcher.end()
+        });
+        Self { done, thread }
+    }
+
+    /// Ends the watch; says whether it stopped the check.
+    pub(crate) fn finish(self) -> Option<Stopped> {
+        drop(self.done);
+        self.thread.join().unwrap_or(None)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Show {
+    Nothing,
+    Bar,
+    Events,
+}
+
+struct Watcher {
+    progress: Arc<Progress>,
+    show: Show,
+    budget: Option<Duration>,
+    started: Instant,
+    last_event: Instant,
+    bar: Option<ProgressBar>,
+    stopped: Option<Stopped>,
+}
+
+impl Watcher {
+    fn new(progress: Arc<Progress>, show: Show, budget: Option<Duration>) -> Self {
+        let now = Instant::now();
+        Self {
+            progress,
+            show,
+            budget,
+            started: now,
+            last_event: now,
+            bar: None,
+            stopped: None,
+        }
+    }
+
+    fn look(&mut self) {
+        if SIGNALS.load(Relaxed) > 0 {
+            self.stop(Stopped::Interrupted);
+        } else if self
+            .budget
+            .is_some_and(|budget| self.started.elapsed() >= budget)
+        {
+            self.stop(Stopped::BudgetSpent);
+        }
+        match self.show {
+            Show::Bar if self.started.elapsed() >= QUIET_START => self.draw(),
+            Show::Events if self.last_event.elapsed() >= EVENT_INTERVAL => self.event(),
+            Show::Nothing | Show::Bar | Show::Events => {}
+        }
+    }
+
+    fn stop(&mut self, why: Stopped) {
+        self.stopped.get_or_insert(why);
+        self.progress.stop();
+    }
+
+    fn draw(&mut self) {
+        let (phase, done_bytes, total_bytes) = self.progress.now();
+        let bar = self.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{msg:>9} [{wide_bar}] {bytes}/{total_bytes}");
+            ProgressBar::new(total_bytes)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        bar.set_message(phase.name());
+        bar.set_length(total_bytes);
+        bar.set_position(done_bytes);
+    }
+
+    fn event(&mut self) {
+        self.last_event = Instant::now();
+        let (phase, done_bytes, total_bytes) = self.progress.now();
+        say(&format!(
+            "{{\"event\":\"progress\",\"phase\":\"{}\",\"done-bytes\":{done_bytes},\"total-bytes\":{total_bytes}}}",
+            phase.name()
+        ));
+    }
+
+    fn end(mut self) -> Option<Stopped> {
+        if self.show == Show::Events {
+            self.event();
+        }
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+        self.stopped
+    }
+}
+
+/// The first signal asks the check to stop and say what it knows; a second one ends the program at once, which is safe:
+/// nothing is ever written.
+fn install_signal_handler() {
+    let handler = || {
+        if SIGNALS.fetch_add(1, Relaxed) > 0 {
+            #[expect(
+                clippy::exit,
+                reason = "the user asked twice; a read may hang for ever"
+            )]
+            std::process::exit(130);
+        }
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        say(&format!(
+            "qfsck: Ctrl-C will end the check without a report: {error}"
+        ));
+    }
+}

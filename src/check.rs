@@ -1,0 +1,213 @@
+//! The check: everything an image says about itself, held against the refcounts it stores.
+//!
+//! Comes in: an [`Image`]. Goes out: a [`Check`]. Never here: writing, printing, a clock.
+//!
+//! 1. Survey the small structures: header, refcount table, snapshot table, L1 tables, bitmaps (`walk`).
+//! 2. Enter the stored refcounts into the ledger (`stored`).
+//! 3. Let every reference pay off what it refers to, reading each L2 table once (`settle`).
+//! 4. A clean image is done. Otherwise read the tables again, for the suspect clusters only: exact counts, COPIED flags
+//!    and owners (`witness`).
+//! 5. Compare what is left with what is stored, and say so in ranges (`compare`).
+
+mod compare;
+mod extents;
+mod settle;
+mod stored;
+mod verdict;
+mod witness;
+
+pub use verdict::Verdict;
+
+use crate::coverage::{Coverage, Gap, GapKind};
+use crate::finding::{Code, Finding, Findings, Owners};
+use crate::image::Image;
+use crate::progress::{Phase, Progress};
+use crate::qcow2::{ClusterRange, Header, HostCluster, HostOffset, Place, SnapshotEntry};
+use crate::refcount_map::Ledger;
+use crate::storage::Storage;
+use crate::walk::{self, Notes, Survey, Walk};
+
+/// File offsets the format can name have 56 bits.
+const MAX_FILE_BYTES: u64 = 1 << 56;
+
+/// What to check besides the image itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Length of the external data file, to check the mapping against.
+    pub data_file_bytes: Option<u64>,
+    /// The storage is a block device: bytes behind the image are somebody else's business.
+    pub is_block_device: bool,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// One word a boot hook can act on.
+    pub verdict: Verdict,
+    /// What is wrong, or worth knowing.
+    pub findings: Findings,
+    /// What was not looked at.
+    pub coverage: Coverage,
+    /// The numbers `qemu-img check` prints.
+    pub statistics: Statistics,
+    /// The image's snapshots, by index of the snapshot table.
+    pub snapshots: Vec<SnapshotEntry>,
+    /// The names of its bitmaps.
+    pub bitmap_names: Vec<Vec<u8>>,
+    /// The header, for the features in it.
+    pub header: Header,
+}
+
+/// Allocation numbers of the active mapping, with `qemu-img check`'s meanings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Bytes up to the end of the last host cluster that is counted or referred to.
+    pub image_end_offset: u64,
+    /// Clusters of the virtual disk.
+    pub total_clusters: u64,
+    /// Entries that have a host cluster, compressed ones included.
+    pub allocated_clusters: u64,
+    /// Entries whose host cluster does not follow the one before, and all compressed ones.
+    pub fragmented_clusters: u64,
+    /// Compressed entries.
+    pub compressed_clusters: u64,
+}
+
+/// Checks an image.
+pub fn check<S: Storage>(image: &Image<S>, options: Options, progress: &Progress) -> Check {
+    let mut notes = Notes::default();
+    progress.begin(Phase::Survey, 0);
+    let Some(walk) = walkable(image, options, progress, &mut notes) else {
+        walk::header_alone(image, &mut notes);
+        return conclude(image, notes, Survey::default(), Statistics::default());
+    };
+    let mut survey = walk::survey(walk, &mut notes);
+    let ledger = Ledger::new();
+    let last_stored = stored::enter_stored_counts(walk, &mut survey, &ledger, &mut notes);
+    let settled = settle::settle(walk, &survey, &ledger, &mut notes);
+    let witnessed = witness::name_suspects(walk, &survey, &ledger, &mut notes);
+    compare::compare(walk, &survey, &ledger, &witnessed, &mut notes);
+    witness::name_owners(walk, &survey, &witnessed, &mut notes);
+    let last_cluster = settled.last_referenced.max(last_stored);
+    note_file_end(walk, options, last_cluster, &mut notes);
+    if settled.truncated_clusters > 0 {
+        notes.push(
+            Finding::new(Code::FileTruncated, Place::File)
+                .detail(format!("{} clusters", settled.truncated_clusters)),
+        );
+    }
+    let statistics = Statistics {
+        image_end_offset: (last_cluster + 1) * walk.geometry.cluster_bytes(),
+        total_clusters: walk.geometry.clusters_for(image.header().size / 512 * 512),
+        ..settled.statistics
+    };
+    conclude(image, notes, survey, statistics)
+}
+
+/// Who refers to the host cluster at an offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostAnswer {
+    /// The cluster asked about.
+    pub cluster: ClusterRange,
+    /// The stored refcount; `None` where it could not be read.
+    pub stored: Option<u64>,
+    /// References found.
+    pub expected: u64,
+    /// Everyone who refers to it.
+    pub owners: Owners,
+    /// What was not looked at on the way.
+    pub coverage: Coverage,
+    /// The image's snapshots, to name them.
+    pub snapshots: Vec<SnapshotEntry>,
+}
+
+/// Finds every owner of the host cluster at `offset`; `None` where the file has no such cluster or no cluster size.
+pub fn host_owners<S: Storage>(
+    image: &Image<S>,
+    offset: HostOffset,
+    progress: &Progress,
+) -> Option<HostAnswer> {
+    let mut notes = Notes::default();
+    let walk = walkable(image, Options::default(), progress, &mut notes)?;
+    if offset.0 >= walk.geometry.file_bytes() {
+        return None;
+    }
+    let cluster = walk.geometry.cluster_at(offset);
+    let survey = walk::survey(walk, &mut notes);
+    let stored = stored::stored_count(walk, &survey, cluster);
+    let (expected, owners) = witness::owners_of(walk, &survey, cluster, &mut notes);
+    Some(HostAnswer {
+        cluster: ClusterRange::one(cluster),
+        stored,
+        expected,
+        owners,
+        coverage: notes.coverage,
+        snapshots: survey.snapshots,
+    })
+}
+
+pub use crate::walk::path::{GuestPath, GuestTarget, guest_path};
+
+fn walkable<'a, S: Storage>(
+    image: &'a Image<S>,
+    options: Options,
+    progress: &'a Progress,
+    notes: &mut Notes,
+) -> Option<Walk<'a, S>> {
+    let geometry = image.geometry()?;
+    if image.file_bytes() > MAX_FILE_BYTES {
+        notes.gap(Gap {
+            place: Place::File,
+            kind: GapKind::WorkLimit,
+            detail: "offsets in a qcow2 image have 56 bits; what lies beyond was not checked"
+                .to_owned(),
+        });
+    }
+    Some(Walk {
+        image,
+        geometry,
+        progress,
+        data_file_bytes: options.data_file_bytes,
+    })
+}
+
+/// A last cluster that is only partly there belongs to somebody, or was appended by a stranger.
+fn note_file_end<S: Storage>(
+    walk: Walk<'_, S>,
+    options: Options,
+    last_cluster: u64,
+    notes: &mut Notes,
+) {
+    let geometry = walk.geometry;
+    let tail_bytes = geometry.file_bytes() % geometry.cluster_bytes();
+    let tail_cluster = geometry.file_bytes() / geometry.cluster_bytes();
+    if options.is_block_device || tail_bytes == 0 || tail_cluster <= last_cluster {
+        return;
+    }
+    let cluster = HostCluster(tail_cluster);
+    notes.push(
+        Finding::new(Code::TrailingBytes, Place::File)
+            .host(ClusterRange::one(cluster))
+            .detail(format!(
+                "{tail_bytes} bytes from {} on",
+                geometry.offset_of(cluster)
+            )),
+    );
+}
+
+fn conclude<S: Storage>(
+    image: &Image<S>,
+    notes: Notes,
+    survey: Survey,
+    statistics: Statistics,
+) -> Check {
+    Check {
+        verdict: verdict::judge(image.geometry().is_some(), &notes),
+        findings: notes.findings,
+        coverage: notes.coverage,
+        statistics,
+        snapshots: survey.snapshots,
+        bitmap_names: survey.bitmap_names,
+        header: image.header().clone(),
+    }
+}

@@ -1,0 +1,43 @@
+//! qfsck: an offline integrity checker for QEMU qcow2 disk images.
+//!
+//! This file is the map. The verbs: [`ImageFile::open`] and [`Image::open`] open, [`check`] checks, [`host_owners`] and
+//! [`guest_path`] answer who owns what; [`report`] turns answers into the stable JSON shape.
+//!
+//! The library returns values. It never prints, prompts, exits, or reads a clock or configuration: the same bytes give
+//! the same report, at any number of threads.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! let bytes = std::fs::read("corpus/002-v3-plain/image.qcow2")?;
+//! let image = qfsck::Image::open(bytes, Path::new("image.qcow2"))?;
+//! let check = qfsck::check(&image, qfsck::Options::default(), &qfsck::Progress::default());
+//! assert_eq!(check.verdict, qfsck::Verdict::Clean);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod check;
+mod coverage;
+mod error;
+mod finding;
+mod image;
+mod progress;
+pub mod qcow2;
+mod refcount_map;
+pub mod report;
+mod storage;
+mod walk;
+
+pub use check::{
+    Check, GuestPath, GuestTarget, HostAnswer, Options, Statistics, Verdict, check, guest_path,
+    host_owners,
+};
+pub use coverage::{Complete, Coverage, Gap, GapKind};
+pub use error::Error;
+pub use finding::{
+    Boot, Code, Counts, Finding, Findings, KEPT_OWNERS, KEPT_PER_CODE, Owner, OwnerKind, Owners,
+    Severity, Total, Trees, escaped,
+};
+pub use image::Image;
+pub use progress::{Phase, Progress};
+pub use storage::{FileIdentity, ImageFile, Sharing, Storage};

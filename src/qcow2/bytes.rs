@@ -1,0 +1,61 @@
+//! Big-endian readers: the only file that says `from_be_bytes`.
+//!
+//! Comes in: a slice and an index. Goes out: an integer, or `None` past the slice's end. Never here: meaning.
+
+/// The big-endian 16-bit integer at byte `at`, or `None` where the slice ends first.
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|chunk| u16::from_be_bytes(*chunk))
+}
+
+/// The big-endian 32-bit integer at byte `at`, or `None` where the slice ends first.
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|chunk| u32::from_be_bytes(*chunk))
+}
+
+/// The big-endian 64-bit integer at byte `at`, or `None` where the slice ends first.
+pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|chunk| u64::from_be_bytes(*chunk))
+}
+
+/// The slice as consecutive big-endian 64-bit words; a tail shorter than a word is left out.
+pub fn words(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + '_ {
+    let (chunks, _tail) = bytes.as_chunks::<8>();
+    chunks.iter().map(|chunk| u64::from_be_bytes(*chunk))
+}
+
+/// A mask of bits `low..=high`, as the specification's bit tables name them.
+pub(crate) const fn bits(low: u32, high: u32) -> u64 {
+    (u64::MAX >> (63 - high)) & (u64::MAX << low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_past_the_end_are_none() {
+        let bytes = [0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3];
+        assert_eq!(u16_at(&bytes, 6), Some(3));
+        assert_eq!(u32_at(&bytes, 0), Some(0x5146_49fb));
+        assert_eq!(u64_at(&bytes, 0), Some(0x5146_49fb_0000_0003));
+        assert_eq!(u64_at(&bytes, 1), None);
+        assert_eq!(u16_at(&bytes, 9), None);
+    }
+
+    #[test]
+    fn bit_ranges_are_inclusive_at_both_ends() {
+        assert_eq!(bits(0, 0), 1);
+        assert_eq!(bits(63, 63), 1 << 63);
+        assert_eq!(bits(9, 55), 0x00ff_ffff_ffff_fe00);
+        assert_eq!(bits(0, 63), u64::MAX);
+    }
+}

@@ -1,0 +1,122 @@
+//! The refcount table and refcount blocks, section "Host cluster management" of the specification.
+//!
+//! | bits | refcount table entry |
+//! |------|----------------------|
+//! | 0-8  | reserved, zero |
+//! | 9-63 | offset of the refcount block; 0: all its counts are zero |
+//!
+//! Comes in: words and blocks. Goes out: offsets and counts. Never here: what a count should be.
+
+use super::HostOffset;
+use super::bytes::bits;
+
+const RESERVED: u64 = bits(0, 8);
+const OFFSET: u64 = bits(9, 63);
+
+/// A refcount table entry; every bit pattern is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefcountTableEntry(pub u64);
+
+impl RefcountTableEntry {
+    /// Where the refcount block is alleged to be, or `None` where there is none.
+    pub fn refcount_block_offset(self) -> Option<HostOffset> {
+        let offset = self.0 & OFFSET;
+        (offset != 0).then_some(HostOffset(offset))
+    }
+
+    /// Reserved bits that are set.
+    pub fn reserved_bits(self) -> u64 {
+        self.0 & RESERVED
+    }
+}
+
+/// The count at `index` of a (part of a) refcount block with counts of `1 << order` bits; 0 past its end.
+///
+/// Counts narrower than a byte lie with the lowest index in the lowest bits.
+pub fn refcount_at(block: &[u8], order: u32, index: usize) -> u64 {
+    if order < 3 {
+        let per_byte_bits = 3 - order;
+        let byte = block.get(index >> per_byte_bits).copied().unwrap_or(0);
+        let width = 1_u32 << order;
+        let slot = u32::try_from(index & ((1 << per_byte_bits) - 1)).unwrap_or(0);
+        return u64::from(byte >> (slot * width)) & (u64::MAX >> (64 - width));
+    }
+    let width_bytes = 1_usize << (order - 3);
+    let start = index.saturating_mul(width_bytes);
+    block
+        .get(start..start.saturating_add(width_bytes))
+        .map_or(0, |bytes| {
+            bytes
+                .iter()
+                .fold(0, |value, &byte| value << 8 | u64::from(byte))
+        })
+}
+
+/// Calls `each(index, count)` for every count of a block that is not zero.
+///
+/// Zero words are stepped over eight bytes at a time: most of a sparse image's counts are zero.
+pub fn refcounts(block: &[u8], order: u32, mut each: impl FnMut(u64, u64)) {
+    let per_word = 64_u64 >> order;
+    let (chunks, _tail) = block.as_chunks::<8>();
+    for (word_index, chunk) in (0_u64..).zip(chunks) {
+        if *chunk == [0; 8] {
+            continue;
+        }
+        for slot in 0..per_word {
+            let index = usize::try_from(slot).unwrap_or(0);
+            let count = refcount_at(chunk, order, index);
+            if count != 0 {
+                each(word_index * per_word + slot, count);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_make_up_the_word_without_overlap() {
+        assert_eq!(RESERVED ^ OFFSET, u64::MAX);
+    }
+
+    #[test]
+    fn narrow_counts_lie_lowest_bits_first() {
+        let block = [0b1110_0100_u8, 0xf1];
+        assert_eq!(
+            (0..4)
+                .map(|i| refcount_at(&block, 1, i))
+                .collect::<Vec<_>>(),
+            [0, 1, 2, 3]
+        );
+        assert_eq!(refcount_at(&block, 0, 2), 1);
+        assert_eq!(refcount_at(&block, 0, 8), 1);
+        assert_eq!(refcount_at(&block, 2, 3), 0xf);
+    }
+
+    #[test]
+    fn wide_counts_are_big_endian() {
+        let block = [1, 2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(refcount_at(&block, 3, 1), 2);
+        assert_eq!(refcount_at(&block, 4, 1), 0x0304);
+        assert_eq!(refcount_at(&block, 5, 1), 0x0506_0708);
+        assert_eq!(refcount_at(&block, 6, 0), 0x0102_0304_0506_0708);
+        assert_eq!(refcount_at(&block, 6, 1), 0);
+    }
+
+    #[test]
+    fn walking_a_block_finds_the_same_counts_as_looking_them_up() {
+        let block: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(37)).collect();
+        for order in 0..=6 {
+            let entries = (block.len() * 8) >> order;
+            let looked_up: Vec<(u64, u64)> = (0..entries)
+                .map(|index| (index as u64, refcount_at(&block, order, index)))
+                .filter(|&(_, count)| count != 0)
+                .collect();
+            let mut walked = Vec::new();
+            refcounts(&block, order, |index, count| walked.push((index, count)));
+            assert_eq!(walked, looked_up, "order {order}");
+        }
+    }
+}

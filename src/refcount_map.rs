@@ -1,0 +1,69 @@
+//! Counts per cluster, for files of any length, shared by all threads.
+//!
+//! Comes in: stored counts and references, in any order. Goes out: what is left owed, and which clusters do not add
+//! up. Never here: I/O, places, findings.
+//!
+//! Every operation commutes, so the order in which threads arrive cannot matter. Memory follows the regions that are
+//! touched, never the length of the file. The representation is private to this room:
+//!
+//! - [`Ledger`] counts down: stored counts first, then each reference pays one off. A clean image ends at zero, having
+//!   touched one bit for each reference.
+//! - [`Tally`] counts up, only for the clusters the ledger found suspect.
+
+mod cluster_set;
+mod ledger;
+mod sparse;
+mod tally;
+
+pub(crate) use cluster_set::ClusterSet;
+pub(crate) use ledger::{CopiedFlag, Ledger};
+pub(crate) use tally::Tally;
+
+use crate::qcow2::HostCluster;
+
+/// More clusters than an offset of 56 bits can name, the widest the format has, at the smallest cluster size.
+const MAX_CLUSTERS: u64 = 1 << 47;
+/// Clusters in a region: 4 KiB of bits.
+pub(crate) const REGION_CLUSTERS: u64 = 1 << 15;
+
+/// What a reference uses a cluster for. Two references may share a cluster only if they are of one identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// A structure of the format; shares with nobody, not even its like.
+    Metadata,
+    /// Compressed data; shares with other compressed data.
+    Compressed,
+    /// Standard data of this guest cluster; shares only with the same guest cluster of another mapping.
+    Guest(u64),
+}
+
+impl Identity {
+    /// A small number, 0 standing for "nobody yet".
+    ///
+    /// Exact for virtual disks of up to four billion clusters (256 TiB at 64 KiB); beyond, guest clusters exactly that
+    /// far apart look alike.
+    fn number(self) -> u32 {
+        const GUESTS: u64 = u32::MAX as u64 - 3;
+        match self {
+            Self::Metadata => METADATA,
+            Self::Compressed => COMPRESSED,
+            Self::Guest(cluster) => u32::try_from(cluster % GUESTS).unwrap_or(0) + 3,
+        }
+    }
+}
+
+const NOBODY: u32 = 0;
+const METADATA: u32 = 1;
+const COMPRESSED: u32 = 2;
+
+/// The region a cluster is in, and its place there.
+fn locate(cluster: HostCluster) -> (u64, usize) {
+    let slot = usize::try_from(cluster.0 % REGION_CLUSTERS).unwrap_or(0);
+    (cluster.0 / REGION_CLUSTERS, slot)
+}
+
+/// The clusters of a region.
+pub(crate) fn region_clusters(region: u64) -> std::ops::Range<u64> {
+    let start = region.saturating_mul(REGION_CLUSTERS);
+    start..start.saturating_add(REGION_CLUSTERS)
+}

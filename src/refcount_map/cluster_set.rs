@@ -1,0 +1,143 @@
+//! Sets of clusters, one bit each, filled by many threads at once.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+#[cfg(test)]
+use super::region_clusters;
+use super::sparse::Sparse;
+use super::{MAX_CLUSTERS, REGION_CLUSTERS, locate};
+use crate::qcow2::HostCluster;
+
+const WORDS: usize = (REGION_CLUSTERS / 64) as usize;
+
+/// The bits of one region.
+#[derive(Debug)]
+pub(super) struct Plane {
+    words: Box<[AtomicU64]>,
+}
+
+impl Plane {
+    pub(super) fn new() -> Self {
+        Self {
+            words: (0..WORDS).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Sets a bit; says whether it was clear.
+    pub(super) fn set(&self, slot: usize) -> bool {
+        let mask = 1_u64 << (slot % 64);
+        self.words
+            .get(slot / 64)
+            .is_some_and(|word| word.fetch_or(mask, Relaxed) & mask == 0)
+    }
+
+    /// Clears a bit; says whether it was set.
+    pub(super) fn clear(&self, slot: usize) -> bool {
+        let mask = 1_u64 << (slot % 64);
+        self.words
+            .get(slot / 64)
+            .is_some_and(|word| word.fetch_and(!mask, Relaxed) & mask != 0)
+    }
+
+    pub(super) fn contains(&self, slot: usize) -> bool {
+        let mask = 1_u64 << (slot % 64);
+        self.words
+            .get(slot / 64)
+            .is_some_and(|word| word.load(Relaxed) & mask != 0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| word.load(Relaxed) == 0)
+    }
+
+    fn count(&self) -> u64 {
+        self.words
+            .iter()
+            .map(|word| u64::from(word.load(Relaxed).count_ones()))
+            .sum()
+    }
+}
+
+/// A set of clusters.
+#[derive(Debug)]
+pub(crate) struct ClusterSet {
+    planes: Sparse<Plane>,
+    has_any: AtomicBool,
+}
+
+impl ClusterSet {
+    /// An empty set.
+    pub(crate) fn new() -> Self {
+        Self {
+            planes: Sparse::new(MAX_CLUSTERS / REGION_CLUSTERS),
+            has_any: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn insert(&self, cluster: HostCluster) {
+        let (region, slot) = locate(cluster);
+        if let Some(plane) = self.planes.get_or_make(region, Plane::new) {
+            plane.set(slot);
+            self.has_any.store(true, Relaxed);
+        }
+    }
+
+    pub(crate) fn contains(&self, cluster: HostCluster) -> bool {
+        let (region, slot) = locate(cluster);
+        self.planes
+            .get(region)
+            .is_some_and(|plane| plane.contains(slot))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.has_any.load(Relaxed)
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.planes.iter().map(|(_, plane)| plane.count()).sum()
+    }
+
+    /// Regions that hold at least one cluster of the set, in order.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = u64> {
+        self.planes
+            .iter()
+            .filter(|(_, plane)| !plane.is_empty())
+            .map(|(region, _)| region)
+    }
+
+    /// Every cluster, in order.
+    #[cfg(test)]
+    fn iter(&self) -> impl Iterator<Item = HostCluster> {
+        self.regions()
+            .flat_map(region_clusters)
+            .map(HostCluster)
+            .filter(|&cluster| self.contains(cluster))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_holds_what_was_put_in_and_nothing_else() {
+        let set = ClusterSet::new();
+        assert!(set.is_empty());
+        let members = [0, 63, 64, REGION_CLUSTERS - 1, REGION_CLUSTERS, 1 << 39];
+        for member in members {
+            set.insert(HostCluster(member));
+            set.insert(HostCluster(member));
+        }
+        assert!(!set.is_empty());
+        assert_eq!(set.count(), 6);
+        assert_eq!(
+            set.iter().map(|cluster| cluster.0).collect::<Vec<_>>(),
+            members
+        );
+        assert!(!set.contains(HostCluster(1)));
+        assert_eq!(
+            set.regions().collect::<Vec<_>>(),
+            [0, 1, (1 << 39) / REGION_CLUSTERS]
+        );
+    }
+}

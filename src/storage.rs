@@ -1,0 +1,77 @@
+//! Where bytes come from: one trait, implemented by files, block devices and plain memory.
+//!
+//! Comes in: offsets. Goes out: bytes. Never here: what the bytes mean, and no way to write: a type that can only be
+//! read from is what a check is given.
+
+mod file;
+mod lock;
+
+use std::io;
+
+pub use file::{FileIdentity, ImageFile, Sharing};
+
+/// Something to read an image from.
+pub trait Storage: Sync {
+    /// The length in bytes, as it is now.
+    fn length_bytes(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` from byte `offset` on; bytes past the end read as zero.
+    ///
+    /// Zeros past the end are what every reader of the format sees: a file ends where its last write ended.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+impl Storage for [u8] {
+    fn length_bytes(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(self.len());
+        let available = self.get(start..).unwrap_or(&[]);
+        let present = available.len().min(buffer.len());
+        let (head, tail) = buffer.split_at_mut(present);
+        head.copy_from_slice(available.get(..present).unwrap_or(&[]));
+        tail.fill(0);
+        Ok(())
+    }
+}
+
+impl Storage for Vec<u8> {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.as_slice().length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.as_slice().read_at(offset, buffer)
+    }
+}
+
+impl<S: Storage + ?Sized> Storage for &S {
+    fn length_bytes(&self) -> io::Result<u64> {
+        (**self).length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Storage;
+
+    #[test]
+    fn memory_reads_zero_past_its_end() {
+        let bytes = vec![1_u8, 2, 3];
+        let mut buffer = [9_u8; 4];
+        bytes.read_at(1, &mut buffer).expect("memory can be read");
+        assert_eq!(buffer, [2, 3, 0, 0]);
+        bytes
+            .read_at(u64::MAX, &mut buffer)
+            .expect("memory can be read");
+        assert_eq!(buffer, [0; 4]);
+    }
+}

@@ -1,0 +1,158 @@
+//! Files and block devices, opened once and only for reading.
+//!
+//! Comes in: a path a person gave. Goes out: an [`ImageFile`] that holds QEMU's locks. Never here: opening anything an
+//! image names, waiting on a FIFO, writing.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::Storage;
+use super::lock::{self, LockScope};
+use crate::error::Error;
+
+/// How to treat other programs that have the image open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Keep writers out while the image is read, and refuse if one is in.
+    Protected,
+    /// Read whatever is there, as `qemu-img check -U` does; the result is unreliable while a writer is in.
+    Forced,
+}
+
+/// An image file or block device, open for reading and locked.
+#[derive(Debug)]
+pub struct ImageFile {
+    path: PathBuf,
+    file: File,
+    is_block_device: bool,
+    lock_scope: LockScope,
+}
+
+/// What tells one state of a file from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Length in bytes.
+    pub length_bytes: u64,
+    /// Time of the last change of the content, in nanoseconds since the Epoch.
+    pub modified_nanoseconds: i128,
+}
+
+impl ImageFile {
+    /// Opens `path`, which must be a regular file or a block device, and takes QEMU's locks.
+    pub fn open(path: &Path, sharing: Sharing) -> Result<Self, Error> {
+        let open_error = |source| Error::Open {
+            path: path.to_owned(),
+            source,
+        };
+        // Looked at before it is opened: opening a FIFO or a tape has effects of its own.
+        refuse_other_types(path, &std::fs::metadata(path).map_err(open_error)?)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+            .map_err(open_error)?;
+        let metadata = file.metadata().map_err(open_error)?;
+        refuse_other_types(path, &metadata)?;
+        let lock_scope = lock::acquire(&file, path, sharing)?;
+        Ok(Self {
+            path: path.to_owned(),
+            is_block_device: metadata.file_type().is_block_device(),
+            file,
+            lock_scope,
+        })
+    }
+
+    /// The path as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this is a block device, whose length says nothing about the image's.
+    pub fn is_block_device(&self) -> bool {
+        self.is_block_device
+    }
+
+    /// Why locks protect less than they should, if so.
+    pub fn lock_weakness(&self) -> Option<&'static str> {
+        match self.lock_scope {
+            LockScope::Unsupported => Some(
+                "the file system has no locks, so a program writing to the image would not be seen",
+            ),
+            LockScope::Held => None,
+        }
+    }
+
+    /// Who has the image open for writing right now, if anyone the locks tell of.
+    pub fn writer(&self) -> Option<String> {
+        lock::writer(&self.file)
+    }
+
+    /// What tells this state of the file from a later one.
+    pub fn identity(&self) -> io::Result<FileIdentity> {
+        let metadata = self.file.metadata()?;
+        Ok(FileIdentity {
+            length_bytes: self.length_bytes()?,
+            modified_nanoseconds: i128::from(metadata.mtime()) * 1_000_000_000
+                + i128::from(metadata.mtime_nsec()),
+        })
+    }
+}
+
+impl Storage for ImageFile {
+    fn length_bytes(&self) -> io::Result<u64> {
+        if self.is_block_device {
+            (&self.file).seek(SeekFrom::End(0))
+        } else {
+            Ok(self.file.metadata()?.len())
+        }
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut rest = buffer;
+        let mut position = offset;
+        while !rest.is_empty() {
+            // An offset the system call cannot express is past the end of any file.
+            if i64::try_from(position).is_err() {
+                rest.fill(0);
+                return Ok(());
+            }
+            match self.file.read_at(rest, position) {
+                Ok(0) => {
+                    rest.fill(0);
+                    return Ok(());
+                }
+                Ok(count) => {
+                    let (_done, more) = rest.split_at_mut(count);
+                    rest = more;
+                    position = position.saturating_add(count as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse_other_types(path: &Path, metadata: &Metadata) -> Result<(), Error> {
+    let file_type = metadata.file_type();
+    let what = if file_type.is_file() || file_type.is_block_device() {
+        return Ok(());
+    } else if file_type.is_dir() {
+        "directory"
+    } else if file_type.is_fifo() {
+        "FIFO"
+    } else if file_type.is_socket() {
+        "socket"
+    } else {
+        "character device"
+    };
+    Err(Error::NotAFile {
+        path: path.to_owned(),
+        what,
+    })
+}

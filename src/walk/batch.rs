@@ -1,0 +1,126 @@
+//! Reading many cluster-sized tables in the order of the disk, in large pieces, on all cores.
+//!
+//! Comes in: tables sorted by cluster. Goes out: each table's bytes to a visitor, and one result for each fixed group of
+//! tables, in order, whatever the number of threads. Never here: what the bytes mean.
+
+use rayon::prelude::*;
+
+use super::Walk;
+use crate::coverage::Gap;
+use crate::qcow2::{HostCluster, Place};
+use crate::storage::Storage;
+
+/// Neighbouring tables are read together up to this many bytes.
+const BATCH_BYTES: u64 = 1 << 20;
+/// Bytes between two tables that are read along rather than stepped over.
+const GAP_BYTES: u64 = 32 << 10;
+/// Bytes of tables one group holds; a group is what one thread does at a time.
+const GROUP_BYTES: u64 = 8 << 20;
+
+/// Something of one cluster to read.
+pub(crate) trait Table: Sync {
+    /// Where it is.
+    fn cluster(&self) -> HostCluster;
+    /// What to call it where it cannot be read.
+    fn place(&self) -> Place;
+}
+
+/// What becomes of the tables of one group.
+pub(crate) trait GroupVisitor<T>: Send {
+    /// A table's bytes.
+    fn visit(&mut self, table: &T, bytes: &[u8]);
+    /// A table that was not read.
+    fn miss(&mut self, table: &T, gap: Gap);
+}
+
+/// Reads all tables, which are sorted by cluster, and returns the visitors of all groups in order.
+pub(crate) fn read_tables<S, T, V>(
+    walk: Walk<'_, S>,
+    tables: &[T],
+    make: impl Fn() -> V + Sync,
+) -> Vec<V>
+where
+    S: Storage,
+    T: Table,
+    V: GroupVisitor<T>,
+{
+    let per_group = usize::try_from(GROUP_BYTES / walk.geometry.cluster_bytes()).unwrap_or(1);
+    tables
+        .par_chunks(per_group.max(1))
+        .map(|group| {
+            let mut visitor = make();
+            let mut buffer = Vec::new();
+            let mut rest = group;
+            while !rest.is_empty() {
+                let (batch, more) = rest.split_at(batch_length(walk, rest));
+                read_batch(walk, batch, &mut buffer, &mut visitor);
+                rest = more;
+            }
+            visitor
+        })
+        .collect()
+}
+
+/// How many of the first tables lie close enough together to be read at once.
+fn batch_length<S>(walk: Walk<'_, S>, tables: &[impl Table]) -> usize {
+    let cluster_bytes = walk.geometry.cluster_bytes();
+    let Some(first) = tables.first() else {
+        return 0;
+    };
+    let mut previous = first.cluster().0;
+    let close = tables.iter().take_while(|table| {
+        let cluster = table.cluster().0;
+        let skipped_bytes = cluster
+            .saturating_sub(previous + 1)
+            .saturating_mul(cluster_bytes);
+        let batch_bytes = (cluster - first.cluster().0 + 1).saturating_mul(cluster_bytes);
+        previous = cluster;
+        skipped_bytes <= GAP_BYTES && batch_bytes <= BATCH_BYTES
+    });
+    close.count().max(1)
+}
+
+fn read_batch<S: Storage, T: Table>(
+    walk: Walk<'_, S>,
+    batch: &[T],
+    buffer: &mut Vec<u8>,
+    visitor: &mut impl GroupVisitor<T>,
+) {
+    let (Some(first), Some(last)) = (batch.first(), batch.last()) else {
+        return;
+    };
+    if walk.progress.is_stopped() {
+        for table in batch {
+            visitor.miss(table, Gap::stopped(table.place()));
+        }
+        return;
+    }
+    let start = first.cluster();
+    let cluster_bytes = usize::try_from(walk.geometry.cluster_bytes()).unwrap_or(0);
+    let clusters = usize::try_from(last.cluster().0 - start.0 + 1).unwrap_or(0);
+    buffer.resize(clusters * cluster_bytes, 0);
+    let is_read = walk
+        .image
+        .read_clusters(walk.geometry, start, buffer)
+        .is_ok();
+    for table in batch {
+        let index = usize::try_from(table.cluster().0 - start.0).unwrap_or(0);
+        let span = index * cluster_bytes..(index + 1) * cluster_bytes;
+        let Some(bytes) = buffer.get_mut(span) else {
+            continue;
+        };
+        // A failed batch is read again table by table, so that one bad sector costs one table.
+        let retried = if is_read {
+            Ok(())
+        } else {
+            walk.image
+                .read_clusters(walk.geometry, table.cluster(), bytes)
+        };
+        match retried {
+            Ok(()) => visitor.visit(table, bytes),
+            Err(error) => visitor.miss(table, Gap::unreadable(table.place(), &error)),
+        }
+    }
+    walk.progress
+        .advance(batch.len() as u64 * walk.geometry.cluster_bytes());
+}

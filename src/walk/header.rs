@@ -1,0 +1,361 @@
+//! Header, extensions, encryption header.
+//!
+//! Checks: every header field against the format's limits, feature bits against each other, extensions against their
+//! area, file names against theirs. Collects: the claims of the header cluster and of the encryption header.
+//! Never here: following a table.
+
+use super::{Notes, Survey, Walk};
+use crate::coverage::{Gap, GapKind};
+use crate::finding::{Code, Finding, OwnerKind, escaped};
+use crate::image::Image;
+use crate::qcow2::{
+    AUTOCLEAR_KNOWN, COMPATIBLE_KNOWN, ClusterRange, CompressionType, CryptMethod, ExtensionKind,
+    Geometry, Header, HostCluster, HostOffset, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_KNOWN,
+    MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MAX_L1_TABLE_BYTES, MAX_REFCOUNT_ORDER,
+    MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, Place, Refusal, SECTOR_BYTES, V3_HEADER_BYTES,
+    u64_at,
+};
+use crate::storage::Storage;
+
+/// Longest backing format name QEMU accepts, in bytes.
+const MAX_BACKING_FORMAT_BYTES: usize = 15;
+/// Bytes of a feature name table entry.
+const FEATURE_NAME_BYTES: usize = 48;
+/// `LUKS\xba\xbe`.
+const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
+
+fn field(name: &'static str) -> Place {
+    Place::Header { field: name }
+}
+
+/// Judges the header and its extensions and claims their clusters.
+pub(super) fn walk_header<S: Storage>(walk: Walk<'_, S>, survey: &mut Survey, notes: &mut Notes) {
+    survey.claim(
+        ClusterRange::one(HostCluster(0)),
+        OwnerKind::Header,
+        field("magic"),
+    );
+    judge_header_words(walk.image, notes);
+    judge_virtual_size(walk, notes);
+    walk_encryption_header(walk, survey, notes);
+}
+
+/// Judges what needs no cluster size.
+pub(super) fn judge_header_words<S: Storage>(image: &Image<S>, notes: &mut Notes) {
+    let header = image.header();
+    judge_sizes(header, notes);
+    judge_header_length(image, notes);
+    judge_features(header, notes);
+    judge_compression(header, notes);
+    judge_backing_file(image, notes);
+    judge_extensions(image, notes);
+    judge_data_file(image, notes);
+}
+
+fn judge_sizes(header: &Header, notes: &mut Notes) {
+    if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&header.cluster_bits) {
+        let place = field("cluster_bits");
+        notes.push(
+            Finding::new(Code::HeaderClusterBitsInvalid, place).word(header.cluster_bits.into()),
+        );
+        notes.gap(Gap::refused(
+            place,
+            "without a cluster size no table can be located",
+        ));
+    } else if header.has_extended_l2() && header.cluster_bits < MIN_EXTENDED_L2_CLUSTER_BITS {
+        notes.push(
+            Finding::new(Code::ExtendedL2ClusterTooSmall, field("cluster_bits"))
+                .word(header.cluster_bits.into()),
+        );
+    }
+    if header.refcount_order > MAX_REFCOUNT_ORDER {
+        let place = field("refcount_order");
+        notes.push(
+            Finding::new(Code::HeaderRefcountOrderInvalid, place)
+                .word(header.refcount_order.into()),
+        );
+        notes.gap(Gap::refused(place, "the stored refcounts cannot be read"));
+    }
+}
+
+fn judge_header_length<S: Storage>(image: &Image<S>, notes: &mut Notes) {
+    let header = image.header();
+    if header.version == 2 {
+        return;
+    }
+    let length = u64::from(header.header_length);
+    let place = field("header_length");
+    let cluster_bytes = image.geometry().map_or(u64::MAX, Geometry::cluster_bytes);
+    if !(V3_HEADER_BYTES..=cluster_bytes).contains(&length) {
+        notes.push(Finding::new(Code::HeaderLengthInvalid, place).word(length));
+        notes.gap(Gap::refused(
+            place,
+            "the header extensions cannot be located",
+        ));
+        return;
+    }
+    if !length.is_multiple_of(8) {
+        notes.push(Finding::new(Code::HeaderLengthUnaligned, place).word(length));
+    }
+    let is_nonzero = |from: u64, to: u64| {
+        let range = usize::try_from(from)
+            .ok()
+            .zip(usize::try_from(to.min(length)).ok());
+        range
+            .and_then(|(from, to)| image.header_bytes().get(from..to))
+            .is_some_and(|bytes| bytes.iter().any(|&byte| byte != 0))
+    };
+    if is_nonzero(105, 112) {
+        notes.push(Finding::new(Code::HeaderPaddingNonzero, field("padding")));
+    }
+    if is_nonzero(112, length) {
+        notes.push(
+            Finding::new(Code::HeaderFieldUnknown, field("additional fields"))
+                .detail(format!("the header is {length} bytes long")),
+        );
+    }
+}
+
+fn judge_features(header: &Header, notes: &mut Notes) {
+    let unknown = header.incompatible_features & !INCOMPATIBLE_KNOWN;
+    if unknown != 0 {
+        let place = field("incompatible_features");
+        notes.push(Finding::new(Code::IncompatibleFeatureUnknown, place).word(unknown));
+        notes.gap(Gap {
+            place,
+            kind: GapKind::UnknownMeaning,
+            detail: "tables were read as if the unknown bits were clear".to_owned(),
+        });
+    }
+    let unknown = header.compatible_features & !COMPATIBLE_KNOWN;
+    if unknown != 0 {
+        notes.push(
+            Finding::new(Code::CompatibleFeatureUnknown, field("compatible_features"))
+                .word(unknown),
+        );
+    }
+    let unknown = header.autoclear_features & !AUTOCLEAR_KNOWN;
+    if unknown != 0 {
+        notes.push(
+            Finding::new(Code::AutoclearFeatureUnknown, field("autoclear_features")).word(unknown),
+        );
+    }
+    if header.is_dirty() {
+        notes.push(Finding::new(
+            Code::DirtyBitSet,
+            field("incompatible_features"),
+        ));
+    }
+    if header.is_corrupt() {
+        notes.push(Finding::new(
+            Code::CorruptBitSet,
+            field("incompatible_features"),
+        ));
+    }
+}
+
+fn judge_compression(header: &Header, notes: &mut Notes) {
+    let place = field("compression_type");
+    let bit_set = header.incompatible_features & INCOMPATIBLE_COMPRESSION != 0;
+    let word = u64::from(header.compression_type);
+    if bit_set != (header.compression_type() != CompressionType::Deflate) {
+        notes.push(Finding::new(Code::CompressionTypeMismatch, place).word(word));
+    } else if let CompressionType::Unknown(_) = header.compression_type() {
+        notes.push(Finding::new(Code::CompressionTypeUnknown, place).word(word));
+    }
+}
+
+fn judge_backing_file<S: Storage>(image: &Image<S>, notes: &mut Notes) {
+    let header = image.header();
+    if header.backing_file_offset == 0 {
+        return;
+    }
+    let place = field("backing_file_offset");
+    let end = header
+        .backing_file_offset
+        .saturating_add(header.backing_file_size.into());
+    let limit = image.geometry().map_or(u64::MAX, Geometry::cluster_bytes);
+    if header.backing_file_size > MAX_BACKING_NAME_BYTES || end > limit {
+        notes.push(
+            Finding::new(Code::BackingNameOutOfBounds, place)
+                .word(header.backing_file_offset)
+                .detail(format!(
+                    "{} bytes at {:#x}",
+                    header.backing_file_size, header.backing_file_offset
+                )),
+        );
+        return;
+    }
+    let name = image.backing_name().unwrap_or(&[]);
+    if !is_printable(name) {
+        notes.push(
+            Finding::new(Code::BackingNameUnprintable, place)
+                .detail(format!("\"{}\"", escaped(name))),
+        );
+    }
+    match image.extensions().find(ExtensionKind::BackingFormat) {
+        None => notes.push(Finding::new(Code::BackingFormatMissing, place)),
+        Some(format) if format.data.len() > MAX_BACKING_FORMAT_BYTES => notes.push(
+            Finding::new(
+                Code::BackingFormatInvalid,
+                Place::HeaderExtension {
+                    offset: format.offset,
+                },
+            )
+            .detail(format!("{} bytes", format.data.len())),
+        ),
+        Some(_) => {}
+    }
+    if header.has_raw_data() && header.has_data_file() {
+        notes.push(Finding::new(Code::BackingWithRawData, place));
+    }
+}
+
+/// Text that is UTF-8 and shows as it is.
+pub(super) fn is_printable(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| !text.chars().any(char::is_control))
+}
+
+fn judge_extensions<S: Storage>(image: &Image<S>, notes: &mut Notes) {
+    let area = image.extensions();
+    if let Some((offset, length)) = area.overrun {
+        let place = Place::HeaderExtension { offset };
+        notes.push(
+            Finding::new(Code::ExtensionOverrun, place).detail(format!("it claims {length} bytes")),
+        );
+        notes.gap(Gap::refused(
+            place,
+            "this extension and those behind it were not read",
+        ));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for extension in &area.extensions {
+        let place = Place::HeaderExtension {
+            offset: extension.offset,
+        };
+        if !seen.insert(extension.kind) {
+            notes.push(Finding::new(Code::ExtensionDuplicate, place));
+        }
+        let is_table = extension.kind == ExtensionKind::FeatureNameTable;
+        if is_table && !extension.data.len().is_multiple_of(FEATURE_NAME_BYTES) {
+            notes.push(
+                Finding::new(Code::FeatureNameTableMalformed, place)
+                    .detail(format!("{} bytes", extension.data.len())),
+            );
+        }
+    }
+}
+
+fn judge_data_file<S: Storage>(image: &Image<S>, notes: &mut Notes) {
+    let header = image.header();
+    let named = image.extensions().find(ExtensionKind::DataFileName);
+    match (header.has_data_file(), named) {
+        (true, None) => notes.push(Finding::new(
+            Code::DataFileNameMissing,
+            field("incompatible_features"),
+        )),
+        (false, Some(extension)) => notes.push(Finding::new(
+            Code::DataFileNameUnexpected,
+            Place::HeaderExtension {
+                offset: extension.offset,
+            },
+        )),
+        _ => {}
+    }
+    if header.has_raw_data() && !header.has_data_file() {
+        notes.push(Finding::new(
+            Code::RawDataWithoutDataFile,
+            field("autoclear_features"),
+        ));
+    }
+}
+
+fn judge_virtual_size<S: Storage>(walk: Walk<'_, S>, notes: &mut Notes) {
+    let size = walk.image.header().size;
+    let needed = walk.geometry.l1_entries_needed(size);
+    if needed > MAX_L1_TABLE_BYTES / 8 {
+        notes.push(Finding::new(Code::VirtualSizeTooLarge, field("size")).word(size));
+    } else if !size.is_multiple_of(SECTOR_BYTES) {
+        notes.push(Finding::new(Code::VirtualSizeUnaligned, field("size")).word(size));
+    }
+}
+
+fn walk_encryption_header<S: Storage>(walk: Walk<'_, S>, survey: &mut Survey, notes: &mut Notes) {
+    let method = walk.image.header().crypt_method();
+    let pointer = walk
+        .image
+        .extensions()
+        .find(ExtensionKind::EncryptionHeader);
+    if let CryptMethod::Unknown(number) = method {
+        notes.push(
+            Finding::new(Code::CryptMethodUnknown, field("crypt_method")).word(number.into()),
+        );
+    }
+    match (method, pointer) {
+        (CryptMethod::Luks, None) => {
+            notes.push(Finding::new(
+                Code::EncryptionHeaderMissing,
+                field("crypt_method"),
+            ));
+            notes.gap(Gap::refused(
+                Place::EncryptionHeader,
+                "the LUKS header cannot be located",
+            ));
+        }
+        (_, None) => {}
+        (_, Some(pointer)) => {
+            let place = Place::HeaderExtension {
+                offset: pointer.offset,
+            };
+            if method != CryptMethod::Luks {
+                notes.push(Finding::new(Code::EncryptionHeaderUnexpected, place));
+            }
+            let is_luks = method == CryptMethod::Luks;
+            claim_encryption_header(walk, &pointer.data, is_luks, survey, notes);
+        }
+    }
+}
+
+fn claim_encryption_header<S: Storage>(
+    walk: Walk<'_, S>,
+    pointer: &[u8],
+    is_luks: bool,
+    survey: &mut Survey,
+    notes: &mut Notes,
+) {
+    let place = Place::EncryptionHeader;
+    let mut refuse = |code, detail: String| {
+        notes.push(Finding::new(code, place).detail(detail.clone()));
+        notes.gap(Gap::refused(place, detail));
+    };
+    let (Some(offset), Some(bytes), 16) = (u64_at(pointer, 0), u64_at(pointer, 8), pointer.len())
+    else {
+        let detail = format!("its pointer has {} bytes instead of 16", pointer.len());
+        return refuse(Code::EncryptionHeaderMalformed, detail);
+    };
+    let offset = HostOffset(offset);
+    match walk.geometry.admit_table(offset, bytes) {
+        Err(Refusal::Unaligned) => refuse(
+            Code::EncryptionHeaderMalformed,
+            format!("its offset {offset} is not at a cluster boundary"),
+        ),
+        Err(Refusal::PastEnd) => refuse(
+            Code::EncryptionHeaderPastEnd,
+            format!("{bytes} bytes at {offset}"),
+        ),
+        Ok(clusters) => {
+            if clusters.count > 0 {
+                survey.claim(clusters, OwnerKind::EncryptionHeader, place);
+            }
+            let mut magic = [0; LUKS_MAGIC.len()];
+            match walk.image.read_into(offset, &mut magic) {
+                Err(error) => notes.gap(Gap::unreadable(place, &error)),
+                Ok(()) if is_luks && magic != LUKS_MAGIC => notes.push(
+                    Finding::new(Code::EncryptionHeaderMalformed, place)
+                        .detail("the LUKS magic is missing"),
+                ),
+                Ok(()) => {}
+            }
+        }
+    }
+}
