@@ -1,0 +1,8 @@
+#!/bin/sh
+# Refcounts of 32 bits each.
+set -eu
+. "$(dirname "$0")/../lib.sh"
+
+plain refcount_bits=32
+expect "$(refcount_bits)" 32 'refcount bits'
+expect "$(refcount "$(host_offset 0)")" 1 'refcount of a guest cluster'

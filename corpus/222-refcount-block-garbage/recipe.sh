@@ -1,0 +1,7 @@
+#!/bin/sh
+# The refcount block was overwritten with the bytes 0xa5.
+set -eu
+. "$(dirname "$0")/../lib.sh"
+
+plain
+fill "$(refcount_block_offset 0)" "$(cluster_size)" 0xa5
