@@ -92,8 +92,10 @@ pub fn check<S: Storage>(image: &Image<S>, options: Options, progress: &Progress
     note_file_end(walk, options, last_cluster, &mut notes);
     if settled.truncated_clusters > 0 {
         notes.push(
-            Finding::new(Code::FileTruncated, Place::File)
-                .detail(format!("{} clusters", settled.truncated_clusters)),
+            Finding::new(Code::FileTruncated, Place::File).detail(format!(
+                "clusters that were there: {}",
+                settled.truncated_clusters
+            )),
         );
     }
     let statistics = Statistics {

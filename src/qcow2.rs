@@ -23,7 +23,10 @@ pub use bitmap::{
     MAX_BITMAP_TABLE_ENTRIES, MAX_BITMAPS,
 };
 pub use bytes::{u16_at, u32_at, u64_at, words};
-pub use extension::{Extension, ExtensionArea, ExtensionKind, decode_extensions};
+pub use extension::{
+    Extension, ExtensionArea, ExtensionKind, FEATURE_NAME_ENTRY_BYTES, FeatureKind,
+    decode_extensions, feature_name,
+};
 pub use geometry::{
     Geometry, MAX_CLUSTER_BITS, MAX_L1_TABLE_BYTES, MAX_REFCOUNT_ORDER, MAX_REFCOUNT_TABLE_BYTES,
     MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, Refusal, SECTOR_BYTES,

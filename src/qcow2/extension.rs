@@ -51,6 +51,27 @@ impl ExtensionArea {
     }
 }
 
+/// Which bitmask of the header a feature bit is in, by the numbers of the feature name table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants are the header's three bitmasks")]
+pub enum FeatureKind {
+    Incompatible = 0,
+    Compatible = 1,
+    Autoclear = 2,
+}
+
+/// Bytes of a feature name table entry: kind, bit, and a name padded with zeros.
+pub const FEATURE_NAME_ENTRY_BYTES: usize = 48;
+
+/// The name a feature name table gives a bit.
+pub fn feature_name(table: &[u8], kind: FeatureKind, bit: u32) -> Option<&[u8]> {
+    let entry = table.chunks_exact(FEATURE_NAME_ENTRY_BYTES).find(|entry| {
+        entry.first() == Some(&(kind as u8)) && entry.get(1).map(|&b| u32::from(b)) == Some(bit)
+    })?;
+    let name = entry.get(2..)?;
+    name.split(|&byte| byte == 0).next()
+}
+
 /// Splits the extension area, which starts at byte `area_offset` of the file.
 pub fn decode_extensions(area: &[u8], area_offset: u64) -> ExtensionArea {
     let mut found = ExtensionArea::default();

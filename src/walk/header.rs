@@ -10,17 +10,15 @@ use crate::finding::{Code, Finding, OwnerKind, escaped};
 use crate::image::Image;
 use crate::qcow2::{
     AUTOCLEAR_KNOWN, COMPATIBLE_KNOWN, ClusterRange, CompressionType, CryptMethod, ExtensionKind,
-    Geometry, Header, HostCluster, HostOffset, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_KNOWN,
-    MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MAX_L1_TABLE_BYTES, MAX_REFCOUNT_ORDER,
-    MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, Place, Refusal, SECTOR_BYTES, V3_HEADER_BYTES,
-    u64_at,
+    FEATURE_NAME_ENTRY_BYTES, FeatureKind, Geometry, Header, HostCluster, HostOffset,
+    INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_KNOWN, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS,
+    MAX_L1_TABLE_BYTES, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, Place,
+    Refusal, SECTOR_BYTES, V3_HEADER_BYTES, feature_name, u64_at,
 };
 use crate::storage::Storage;
 
 /// Longest backing format name QEMU accepts, in bytes.
 const MAX_BACKING_FORMAT_BYTES: usize = 15;
-/// Bytes of a feature name table entry.
-const FEATURE_NAME_BYTES: usize = 48;
 /// `LUKS\xba\xbe`.
 const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
 
@@ -45,7 +43,7 @@ pub(super) fn judge_header_words<S: Storage>(image: &Image<S>, notes: &mut Notes
     let header = image.header();
     judge_sizes(header, notes);
     judge_header_length(image, notes);
-    judge_features(header, notes);
+    judge_features(image, notes);
     judge_compression(header, notes);
     judge_backing_file(image, notes);
     judge_extensions(image, notes);
@@ -116,42 +114,57 @@ fn judge_header_length<S: Storage>(image: &Image<S>, notes: &mut Notes) {
     }
 }
 
-fn judge_features(header: &Header, notes: &mut Notes) {
-    let unknown = header.incompatible_features & !INCOMPATIBLE_KNOWN;
-    if unknown != 0 {
-        let place = field("incompatible_features");
-        notes.push(Finding::new(Code::IncompatibleFeatureUnknown, place).word(unknown));
+fn judge_features<S: Storage>(image: &Image<S>, notes: &mut Notes) {
+    let header = image.header();
+    let unknown = |code, kind, bits: u64, place| {
+        (bits != 0).then(|| {
+            Finding::new(code, place)
+                .word(bits)
+                .detail(bit_names(image, kind, bits))
+        })
+    };
+    let place = field("incompatible_features");
+    let bits = header.incompatible_features & !INCOMPATIBLE_KNOWN;
+    let code = Code::IncompatibleFeatureUnknown;
+    if let Some(finding) = unknown(code, FeatureKind::Incompatible, bits, place) {
+        notes.push(finding);
         notes.gap(Gap {
             place,
             kind: GapKind::UnknownMeaning,
             detail: "tables were read as if the unknown bits were clear".to_owned(),
         });
     }
-    let unknown = header.compatible_features & !COMPATIBLE_KNOWN;
-    if unknown != 0 {
-        notes.push(
-            Finding::new(Code::CompatibleFeatureUnknown, field("compatible_features"))
-                .word(unknown),
-        );
-    }
-    let unknown = header.autoclear_features & !AUTOCLEAR_KNOWN;
-    if unknown != 0 {
-        notes.push(
-            Finding::new(Code::AutoclearFeatureUnknown, field("autoclear_features")).word(unknown),
-        );
-    }
     if header.is_dirty() {
-        notes.push(Finding::new(
-            Code::DirtyBitSet,
-            field("incompatible_features"),
-        ));
+        notes.push(Finding::new(Code::DirtyBitSet, place));
     }
     if header.is_corrupt() {
-        notes.push(Finding::new(
-            Code::CorruptBitSet,
-            field("incompatible_features"),
-        ));
+        notes.push(Finding::new(Code::CorruptBitSet, place));
     }
+    let place = field("compatible_features");
+    let bits = header.compatible_features & !COMPATIBLE_KNOWN;
+    let code = Code::CompatibleFeatureUnknown;
+    if let Some(finding) = unknown(code, FeatureKind::Compatible, bits, place) {
+        notes.push(finding);
+    }
+    let place = field("autoclear_features");
+    let bits = header.autoclear_features & !AUTOCLEAR_KNOWN;
+    let code = Code::AutoclearFeatureUnknown;
+    if let Some(finding) = unknown(code, FeatureKind::Autoclear, bits, place) {
+        notes.push(finding);
+    }
+}
+
+/// The set bits by number, and by the name the image itself gives them.
+fn bit_names<S: Storage>(image: &Image<S>, kind: FeatureKind, bits: u64) -> String {
+    let table = image.extensions().find(ExtensionKind::FeatureNameTable);
+    let named = (0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| {
+        let name = table.and_then(|table| feature_name(&table.data, kind, bit));
+        match name.filter(|name| !name.is_empty()) {
+            Some(name) => format!("bit {bit} \"{}\"", escaped(name)),
+            None => format!("bit {bit}"),
+        }
+    });
+    named.collect::<Vec<_>>().join(", ")
 }
 
 fn judge_compression(header: &Header, notes: &mut Notes) {
@@ -237,7 +250,12 @@ fn judge_extensions<S: Storage>(image: &Image<S>, notes: &mut Notes) {
             notes.push(Finding::new(Code::ExtensionDuplicate, place));
         }
         let is_table = extension.kind == ExtensionKind::FeatureNameTable;
-        if is_table && !extension.data.len().is_multiple_of(FEATURE_NAME_BYTES) {
+        if is_table
+            && !extension
+                .data
+                .len()
+                .is_multiple_of(FEATURE_NAME_ENTRY_BYTES)
+        {
             notes.push(
                 Finding::new(Code::FeatureNameTableMalformed, place)
                     .detail(format!("{} bytes", extension.data.len())),

@@ -112,10 +112,24 @@ impl Rules {
         let context = TableContext { rules: self, item };
         let mut used: u64 = 0;
         let mut impossible: u64 = 0;
+        let mut refused: u64 = 0;
         for_each_entry(self.geometry, bytes, |entry| {
             used += 1;
-            impossible += u64::from(context.judge(entry, notes));
+            let is_refused = context.judge(entry, notes);
+            refused += u64::from(is_refused);
+            impossible += u64::from(is_refused || entry.word.reserved_bits() != 0);
         });
+        if refused > 0 {
+            let what = if refused == 1 {
+                "entry was"
+            } else {
+                "entries were"
+            };
+            notes.gap(Gap::refused(
+                item.place(),
+                format!("{refused} impossible {what} not followed"),
+            ));
+        }
         if impossible >= IMPLAUSIBLE_ENTRIES && impossible * 2 > used {
             let guest_cluster = self.geometry.guest_cluster(item.l1_index, 0);
             notes.push(
@@ -218,12 +232,10 @@ impl TableContext<'_> {
             .count(self.item.weight())
     }
 
-    /// Notes what is wrong with one entry; says whether it is impossible as it stands.
+    /// Notes what is wrong with one entry; says whether it cannot be followed.
     fn judge(&self, entry: Entry, notes: &mut Notes) -> bool {
-        let mut is_impossible = false;
         if entry.word.reserved_bits() != 0 {
             notes.push(self.finding(Code::L2EntryReservedBits, entry));
-            is_impossible = true;
         }
         if self.rules.geometry.has_extended_l2() {
             self.judge_subclusters(entry, notes);
@@ -235,11 +247,10 @@ impl TableContext<'_> {
             notes.push(self.finding(Code::MappingPastVirtualSize, entry));
         }
         if entry.word.is_compressed() {
-            is_impossible |= self.judge_compressed(entry, notes);
+            self.judge_compressed(entry, notes)
         } else {
-            is_impossible |= self.judge_standard(entry, notes);
+            self.judge_standard(entry, notes)
         }
-        is_impossible
     }
 
     fn judge_standard(&self, entry: Entry, notes: &mut Notes) -> bool {
@@ -253,7 +264,6 @@ impl TableContext<'_> {
         match target {
             Target::Standard {
                 cluster: Err(refusal),
-                offset,
                 ..
             } => {
                 let code = match refusal {
@@ -261,17 +271,19 @@ impl TableContext<'_> {
                     Refusal::PastEnd => Code::L2EntryPastEnd,
                 };
                 notes.push(self.finding(code, entry));
-                notes.gap(Gap::refused(
-                    self.place(entry),
-                    format!("a cluster at {offset} was not claimed"),
-                ));
                 true
             }
             Target::External { offset } => {
                 self.judge_external(entry, offset, notes);
                 false
             }
-            _ => false,
+            Target::Standard { copied, .. } => {
+                if copied && self.item.trees.active == 0 {
+                    notes.push(self.finding(Code::CopiedFlagInactive, entry));
+                }
+                false
+            }
+            Target::Compressed { .. } => false,
         }
     }
 
@@ -304,30 +316,17 @@ impl TableContext<'_> {
         }
         if self.rules.has_data_file {
             notes.push(self.finding(Code::CompressedWithDataFile, entry));
-            notes.gap(Gap::refused(
-                self.place(entry),
-                "its compressed data was not claimed",
-            ));
             return true;
         }
         if entry.bitmap.0 != 0 {
             notes.push(self.finding(Code::CompressedWithSubclusters, entry));
-            notes.gap(Gap::refused(
-                self.place(entry),
-                "its compressed data was not claimed",
-            ));
             return true;
         }
         if let Some(Target::Compressed {
-            extent,
-            clusters: Err(_),
+            clusters: Err(_), ..
         }) = self.rules.target(entry)
         {
             notes.push(self.finding(Code::CompressedPastEnd, entry));
-            notes.gap(Gap::refused(
-                self.place(entry),
-                format!("compressed data at {} was not claimed", extent.offset),
-            ));
             return true;
         }
         false

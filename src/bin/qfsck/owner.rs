@@ -8,7 +8,7 @@ use qfsck::{Error, GuestPath, GuestTarget, HostAnswer, Progress};
 
 use crate::args::{Output, OwnerArgs};
 use crate::exit::Outcome;
-use crate::render::Names;
+use crate::render::{Names, counted};
 use crate::session::{Session, sharing};
 use crate::{print, say};
 
@@ -59,9 +59,9 @@ fn write_host(to: &mut dyn Write, session: &Session, answer: &HostAnswer) -> io:
         .map_or_else(|| "unknown".to_owned(), |count| count.to_string());
     writeln!(
         to,
-        "{}: refcount {stored}, {} references",
+        "{}: refcount {stored}, {}",
         names.clusters(answer.cluster),
-        answer.expected
+        counted(answer.expected, "reference")
     )?;
     for owner in &answer.owners.named {
         writeln!(to, "    {}", names.owner(owner))?;

@@ -52,7 +52,7 @@ fn group(
 ) -> io::Result<()> {
     let style = severity_style(code.severity());
     let times = if total.count > 1 {
-        format!(" ({} times)", total.count)
+        format!(" ({}×)", total.count)
     } else {
         String::new()
     };
@@ -90,7 +90,7 @@ fn one(to: &mut dyn Write, names: &Names<'_>, finding: &Finding) -> io::Result<(
         ));
     }
     if finding.count > 1 && finding.host.is_none() {
-        facts.push(format!("{} entries", finding.count));
+        facts.push(format!("{}×", finding.count));
     }
     if let Some(word) = finding.word {
         facts.push(format!("{word:#018x}"));
@@ -177,7 +177,13 @@ fn verdict(to: &mut dyn Write, check: &Check) -> io::Result<()> {
         findings.count_of(Severity::Leak),
     ) {
         (0, 0) => "no errors".to_owned(),
-        (corruptions, leaks) => format!("{corruptions} corruptions, {leaks} leaked clusters"),
+        (corruptions, 0) => counted(corruptions, "corruption"),
+        (0, leaks) => counted(leaks, "leaked cluster"),
+        (corruptions, leaks) => format!(
+            "{}, {}",
+            counted(corruptions, "corruption"),
+            counted(leaks, "leaked cluster")
+        ),
     };
     let meaning = match check.verdict {
         Verdict::Clean => "; guest data has no checksums and was not judged",
@@ -192,6 +198,12 @@ fn verdict(to: &mut dyn Write, check: &Check) -> io::Result<()> {
         check.verdict.name(),
         reset(style)
     )
+}
+
+/// `1 corruption`, `2 corruptions`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 /// Writes text wrapped to the width, the first line after `lead`, the others below it.
