@@ -16,7 +16,7 @@ mod sparse;
 mod tally;
 
 pub(crate) use cluster_set::ClusterSet;
-pub(crate) use ledger::{CopiedFlag, Ledger};
+pub(crate) use ledger::{CopiedFlag, Cursor, Ledger};
 pub(crate) use tally::Tally;
 
 use crate::qcow2::HostCluster;

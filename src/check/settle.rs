@@ -3,14 +3,15 @@
 //! Comes in: the survey and the ledger. Goes out: a ledger in which only what does not add up is left; the defects of
 //! the L2 tables' words; allocation statistics. Never here: a second look at a table.
 
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Statistics;
 use super::extents::{Extents, judge_extents};
 use crate::coverage::Gap;
 use crate::progress::Phase;
-use crate::qcow2::{ClusterRange, HostCluster, Refusal};
-use crate::refcount_map::{CopiedFlag, Identity, Ledger};
+use crate::qcow2::{HostCluster, Refusal};
+use crate::refcount_map::{CopiedFlag, Cursor, Identity, Ledger};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::{Mapped, Rules, Target};
@@ -35,9 +36,10 @@ pub(super) fn settle<S: Storage>(
     notes: &mut Notes,
 ) -> Settled {
     let mut last_referenced = 0;
+    let mut cursor = ledger.cursor();
     for claim in &survey.claims {
         for cluster in claim.clusters.clusters() {
-            ledger.pay(cluster, 1, Identity::Metadata, CopiedFlag::Any);
+            cursor.pay(cluster, 1, Identity::Metadata, CopiedFlag::Any);
         }
         last_referenced = last_referenced.max(claim.clusters.end().saturating_sub(1));
     }
@@ -47,11 +49,12 @@ pub(super) fn settle<S: Storage>(
     let last = AtomicU64::new(last_referenced);
     let truncated = AtomicU64::new(0);
     for &cluster in &survey.lost_l2_tables {
-        pay_past_end(ledger, cluster, Identity::Metadata, &truncated);
+        pay_past_end(&mut cursor, cluster, Identity::Metadata, &truncated);
     }
     let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
         rules: &rules,
         ledger,
+        cursor: ledger.cursor(),
         last: &last,
         truncated: &truncated,
         statistics: Statistics::default(),
@@ -76,6 +79,7 @@ pub(super) fn settle<S: Storage>(
 struct Visitor<'a> {
     rules: &'a Rules,
     ledger: &'a Ledger,
+    cursor: Cursor<'a>,
     last: &'a AtomicU64,
     truncated: &'a AtomicU64,
     statistics: Statistics,
@@ -86,28 +90,15 @@ struct Visitor<'a> {
 impl GroupVisitor<L2Item> for Visitor<'_> {
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         self.pay_for_table(item);
-        self.rules.judge_table(item, bytes, &mut self.notes);
         let mut last = item.cluster.0;
         let mut run = FragmentationRun::default();
         let rules = self.rules;
-        rules.for_each_mapped(item, bytes, |mapped| {
+        let mut notes = mem::take(&mut self.notes);
+        rules.walk_table(item, bytes, Some(&mut notes), |mapped| {
             run.add(&mapped, rules.geometry.cluster_bytes());
-            match mapped.target {
-                Target::Standard {
-                    cluster, copied, ..
-                } => {
-                    last = last.max(self.pay_standard(item, &mapped, cluster, copied));
-                }
-                Target::Compressed {
-                    extent,
-                    clusters: Ok(clusters),
-                } => {
-                    self.extents.push(extent, mapped.guest_cluster);
-                    last = last.max(self.pay_compressed(item, clusters));
-                }
-                Target::Compressed { .. } | Target::External { .. } => {}
-            }
+            last = last.max(self.pay_mapped(item, &mapped));
         });
+        self.notes = notes;
         self.last.fetch_max(last, Relaxed);
         self.statistics.add(run.statistics(item.trees.active));
     }
@@ -120,7 +111,49 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
 }
 
 impl Visitor<'_> {
-    fn pay_for_table(&self, item: &L2Item) {
+    /// Returns the last cluster referred to, or 0 where the file has none such.
+    fn pay_mapped(&mut self, item: &L2Item, mapped: &Mapped) -> u64 {
+        match mapped.target {
+            Target::Standard {
+                cluster: Ok(cluster),
+                copied,
+                ..
+            } => {
+                let flag = match (item.trees.active, copied) {
+                    (0, _) => CopiedFlag::Any,
+                    (_, true) => CopiedFlag::Set,
+                    (_, false) => CopiedFlag::Clear,
+                };
+                let identity = Identity::Guest(mapped.guest_cluster);
+                self.cursor.pay(cluster, item.weight(), identity, flag);
+                cluster.0
+            }
+            Target::Standard {
+                cluster: Err(Refusal::PastEnd),
+                offset,
+                ..
+            } => {
+                let cluster = self.rules.geometry.cluster_at(offset);
+                let identity = Identity::Guest(mapped.guest_cluster);
+                pay_past_end(&mut self.cursor, cluster, identity, self.truncated);
+                0
+            }
+            Target::Compressed {
+                extent,
+                clusters: Ok(clusters),
+            } => {
+                self.extents.push(extent, mapped.guest_cluster);
+                let (weight, identity) = (item.weight(), Identity::Compressed);
+                for cluster in clusters.clusters() {
+                    self.cursor.pay(cluster, weight, identity, CopiedFlag::Any);
+                }
+                clusters.end().saturating_sub(1)
+            }
+            Target::Standard { .. } | Target::Compressed { .. } | Target::External { .. } => 0,
+        }
+    }
+
+    fn pay_for_table(&mut self, item: &L2Item) {
         let active = item.trees.active;
         let flag = if active == 0 {
             CopiedFlag::Any
@@ -129,60 +162,23 @@ impl Visitor<'_> {
         } else {
             CopiedFlag::Clear
         };
-        self.ledger
+        self.cursor
             .pay(item.cluster, item.weight(), Identity::Metadata, flag);
         let is_mixed = item.active_copied != 0 && item.active_copied != active;
         if is_mixed || item.is_shared_across_ranges {
             self.ledger.suspects().insert(item.cluster);
         }
     }
-
-    /// Returns the cluster's index, or 0 where the file has no such cluster.
-    fn pay_standard(
-        &self,
-        item: &L2Item,
-        mapped: &Mapped,
-        cluster: Result<HostCluster, Refusal>,
-        copied: bool,
-    ) -> u64 {
-        let flag = match (item.trees.active, copied) {
-            (0, _) => CopiedFlag::Any,
-            (_, true) => CopiedFlag::Set,
-            (_, false) => CopiedFlag::Clear,
-        };
-        let identity = Identity::Guest(mapped.guest_cluster);
-        match cluster {
-            Ok(cluster) => {
-                self.ledger.pay(cluster, item.weight(), identity, flag);
-                cluster.0
-            }
-            Err(Refusal::PastEnd) => {
-                if let Target::Standard { offset, .. } = mapped.target {
-                    let cluster = self.rules.geometry.cluster_at(offset);
-                    pay_past_end(self.ledger, cluster, identity, self.truncated);
-                }
-                0
-            }
-            Err(Refusal::Unaligned) => 0,
-        }
-    }
-
-    fn pay_compressed(&self, item: &L2Item, clusters: ClusterRange) -> u64 {
-        for cluster in clusters.clusters() {
-            self.ledger.pay(
-                cluster,
-                item.weight(),
-                Identity::Compressed,
-                CopiedFlag::Any,
-            );
-        }
-        clusters.end().saturating_sub(1)
-    }
 }
 
 /// A cluster past the end of the file that is both referred to and counted was there once.
-fn pay_past_end(ledger: &Ledger, cluster: HostCluster, identity: Identity, truncated: &AtomicU64) {
-    if ledger.try_pay(cluster, 1, identity, CopiedFlag::Any) {
+fn pay_past_end(
+    cursor: &mut Cursor<'_>,
+    cluster: HostCluster,
+    identity: Identity,
+    truncated: &AtomicU64,
+) {
+    if cursor.try_pay(cluster, 1, identity, CopiedFlag::Any) {
         truncated.fetch_add(1, Relaxed);
     }
 }

@@ -37,10 +37,11 @@ impl GroupVisitor<RefcountBlockItem> for Visitor<'_> {
             .index
             .saturating_mul(self.geometry.refcount_block_entries());
         let file_clusters = self.geometry.file_clusters();
+        let mut cursor = self.ledger.cursor();
         let mut last = 0;
         refcounts(bytes, self.geometry.refcount_order(), |index, count| {
             let cluster = first.saturating_add(index);
-            self.ledger.owe(HostCluster(cluster), count);
+            cursor.owe(HostCluster(cluster), count);
             if cluster < file_clusters {
                 last = cluster;
             }

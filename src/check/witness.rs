@@ -321,7 +321,7 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         self.note_table(item);
         let rules = self.rules;
-        rules.for_each_mapped(item, bytes, |mapped| match mapped.target {
+        rules.walk_table(item, bytes, None, |mapped| match mapped.target {
             Target::Standard {
                 cluster: Ok(cluster),
                 copied,

@@ -74,7 +74,7 @@ impl Geometry {
 
     /// Clusters in the file; a last one that is only partly there counts.
     pub fn file_clusters(self) -> u64 {
-        self.file_bytes.div_ceil(self.cluster_bytes())
+        self.clusters_for(self.file_bytes)
     }
 
     /// Logarithm of the refcount width in bits.
@@ -104,7 +104,7 @@ impl Geometry {
 
     /// Entries in one L2 table.
     pub fn l2_entries(self) -> u64 {
-        self.cluster_bytes() / self.l2_entry_bytes
+        1 << (self.cluster_bits - self.l2_entry_bytes.trailing_zeros())
     }
 
     /// Guest bytes one L1 entry stands for.
@@ -119,7 +119,9 @@ impl Geometry {
 
     /// Clusters `bytes` bytes fill, the last one rounded up.
     pub fn clusters_for(self, bytes: u64) -> u64 {
-        bytes.div_ceil(self.cluster_bytes())
+        // Shifts, not divisions: this is asked for every entry of every table.
+        let partial = u64::from(bytes & (self.cluster_bytes() - 1) != 0);
+        (bytes >> self.cluster_bits) + partial
     }
 
     /// Where a cluster starts in the file.

@@ -105,6 +105,11 @@ impl L2Entry {
         }
     }
 
+    /// Bits that are clear in a standard entry with nothing to remark: all but COPIED and an aligned offset.
+    pub fn odd_bits(geometry: Geometry) -> u64 {
+        !(COPIED | OFFSET) | (geometry.cluster_bytes() - 1)
+    }
+
     fn compressed_extent(self, cluster_bits: u32) -> CompressedExtent {
         let sector_shift = 62 - (cluster_bits - 8);
         let descriptor = self.0 & bits(0, 61);

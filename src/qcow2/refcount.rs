@@ -8,7 +8,7 @@
 //! Comes in: words and blocks. Goes out: offsets and counts. Never here: what a count should be.
 
 use super::HostOffset;
-use super::bytes::bits;
+use super::bytes::{bits, words};
 
 const RESERVED: u64 = bits(0, 8);
 const OFFSET: u64 = bits(9, 63);
@@ -56,15 +56,27 @@ pub fn refcount_at(block: &[u8], order: u32, index: usize) -> u64 {
 ///
 /// Zero words are stepped over eight bytes at a time: most of a sparse image's counts are zero.
 pub fn refcounts(block: &[u8], order: u32, mut each: impl FnMut(u64, u64)) {
-    let per_word = 64_u64 >> order;
-    let (chunks, _tail) = block.as_chunks::<8>();
-    for (word_index, chunk) in (0_u64..).zip(chunks) {
-        if *chunk == [0; 8] {
+    let width = 1_u32 << order.min(6);
+    let per_word = u64::from(64 / width);
+    let mask = u64::MAX >> (64 - width);
+    for (word_index, mut word) in (0_u64..).zip(words(block)) {
+        // Narrow counts start at the lowest bits of the first byte, wide ones are big-endian: either way the word can be
+        // turned so that the next count is always at one end.
+        if word == 0 {
             continue;
         }
+        if order < 3 {
+            word = word.swap_bytes();
+        }
         for slot in 0..per_word {
-            let index = usize::try_from(slot).unwrap_or(0);
-            let count = refcount_at(chunk, order, index);
+            let count = if order < 3 {
+                let count = word & mask;
+                word >>= width;
+                count
+            } else {
+                word = word.rotate_left(width);
+                word & mask
+            };
             if count != 0 {
                 each(word_index * per_word + slot, count);
             }

@@ -83,61 +83,12 @@ impl Ledger {
         &self.suspects
     }
 
-    /// Enters a stored count, once for each cluster.
-    pub(crate) fn owe(&self, cluster: HostCluster, count: u64) {
-        let (region, slot) = locate(cluster);
-        let Some(region) = self.regions.get_or_make(region, Region::new) else {
-            return;
-        };
-        if count == 1 {
-            region.one.set(slot);
-            return;
+    /// A way in that remembers the last region: neighbours mostly follow one another.
+    pub(crate) fn cursor(&self) -> Cursor<'_> {
+        Cursor {
+            ledger: self,
+            last: None,
         }
-        match u16::try_from(count) {
-            Ok(count) => {
-                if let Some(owed) = region.many.get_or_init(Many::new).owed.get(slot) {
-                    owed.store(count, Relaxed);
-                }
-            }
-            // Beyond what a small counter holds: left to the exact tally.
-            Err(_) => self.suspects.insert(cluster),
-        }
-    }
-
-    /// Pays `weight` references of one identity off a cluster; notes the cluster as suspect where that fails.
-    pub(crate) fn pay(
-        &self,
-        cluster: HostCluster,
-        weight: u64,
-        identity: Identity,
-        flag: CopiedFlag,
-    ) {
-        if !self.try_pay(cluster, weight, identity, flag) {
-            self.suspects.insert(cluster);
-        }
-    }
-
-    /// Whether a payment is owed and made with the right flag.
-    pub(crate) fn try_pay(
-        &self,
-        cluster: HostCluster,
-        weight: u64,
-        identity: Identity,
-        flag: CopiedFlag,
-    ) -> bool {
-        let (region, slot) = locate(cluster);
-        let Some(region) = self.regions.get(region) else {
-            return false;
-        };
-        if weight == 1 && region.one.clear(slot) {
-            return flag != CopiedFlag::Clear;
-        }
-        let Some(many) = region.many.get() else {
-            return false;
-        };
-        // Both are done whatever the other says, so that the outcome does not depend on the order of payment.
-        let is_alone_of_its_kind = many.identify(slot, identity);
-        many.lower(slot, weight) && is_alone_of_its_kind && flag != CopiedFlag::Set
     }
 
     /// What is still owed on a cluster.
@@ -167,6 +118,94 @@ impl Ledger {
         regions.sort_unstable();
         regions.dedup();
         regions
+    }
+}
+
+/// One thread's way into the ledger.
+#[derive(Debug)]
+pub(crate) struct Cursor<'a> {
+    ledger: &'a Ledger,
+    last: Option<(u64, &'a Region)>,
+}
+
+impl<'a> Cursor<'a> {
+    /// Enters a stored count, once for each cluster.
+    pub(crate) fn owe(&mut self, cluster: HostCluster, count: u64) {
+        let (index, slot) = locate(cluster);
+        let Some(region) = self.region_to_fill(index) else {
+            return;
+        };
+        if count == 1 {
+            region.one.set(slot);
+            return;
+        }
+        match u16::try_from(count) {
+            Ok(count) => {
+                if let Some(owed) = region.many.get_or_init(Many::new).owed.get(slot) {
+                    owed.store(count, Relaxed);
+                }
+            }
+            // Beyond what a small counter holds: left to the exact tally.
+            Err(_) => self.ledger.suspects.insert(cluster),
+        }
+    }
+
+    /// Pays `weight` references of one identity off a cluster; notes the cluster as suspect where that fails.
+    pub(crate) fn pay(
+        &mut self,
+        cluster: HostCluster,
+        weight: u64,
+        identity: Identity,
+        flag: CopiedFlag,
+    ) {
+        if !self.try_pay(cluster, weight, identity, flag) {
+            self.ledger.suspects.insert(cluster);
+        }
+    }
+
+    /// Whether a payment is owed and made with the right flag.
+    pub(crate) fn try_pay(
+        &mut self,
+        cluster: HostCluster,
+        weight: u64,
+        identity: Identity,
+        flag: CopiedFlag,
+    ) -> bool {
+        let (index, slot) = locate(cluster);
+        let Some(region) = self.region(index) else {
+            return false;
+        };
+        if weight == 1 && region.one.clear(slot) {
+            return flag != CopiedFlag::Clear;
+        }
+        let Some(many) = region.many.get() else {
+            return false;
+        };
+        // Both are done whatever the other says, so that the outcome does not depend on the order of payment.
+        let is_alone_of_its_kind = many.identify(slot, identity);
+        many.lower(slot, weight) && is_alone_of_its_kind && flag != CopiedFlag::Set
+    }
+
+    fn region(&mut self, index: u64) -> Option<&'a Region> {
+        match self.last {
+            Some((last, region)) if last == index => Some(region),
+            _ => {
+                let region = self.ledger.regions.get(index)?;
+                self.last = Some((index, region));
+                Some(region)
+            }
+        }
+    }
+
+    fn region_to_fill(&mut self, index: u64) -> Option<&'a Region> {
+        if let Some((last, region)) = self.last
+            && last == index
+        {
+            return Some(region);
+        }
+        let region = self.ledger.regions.get_or_make(index, Region::new)?;
+        self.last = Some((index, region));
+        Some(region)
     }
 }
 
@@ -214,7 +253,7 @@ mod tests {
 
     fn ledger(stored: u64) -> Ledger {
         let ledger = Ledger::new();
-        ledger.owe(CLUSTER, stored);
+        ledger.cursor().owe(CLUSTER, stored);
         ledger
     }
 
@@ -225,7 +264,9 @@ mod tests {
     #[test]
     fn exact_payment_leaves_nothing() {
         let ledger = ledger(1);
-        ledger.pay(CLUSTER, 1, Identity::Guest(5), CopiedFlag::Set);
+        ledger
+            .cursor()
+            .pay(CLUSTER, 1, Identity::Guest(5), CopiedFlag::Set);
         assert_eq!(ledger.owed(CLUSTER), 0);
         assert!(!is_suspect(&ledger));
         assert!(ledger.unsettled_regions().is_empty());
@@ -234,7 +275,9 @@ mod tests {
     #[test]
     fn unpaid_count_is_left_over() {
         let ledger = ledger(3);
-        ledger.pay(CLUSTER, 1, Identity::Guest(5), CopiedFlag::Clear);
+        ledger
+            .cursor()
+            .pay(CLUSTER, 1, Identity::Guest(5), CopiedFlag::Clear);
         assert_eq!(ledger.owed(CLUSTER), 2);
         assert!(!is_suspect(&ledger));
         assert_eq!(ledger.unsettled_regions(), [CLUSTER.0 / REGION_CLUSTERS]);
@@ -245,12 +288,16 @@ mod tests {
         for weights in [[2, 1], [1, 2]] {
             let ledger = ledger(2);
             for weight in weights {
-                ledger.pay(CLUSTER, weight, Identity::Guest(5), CopiedFlag::Any);
+                ledger
+                    .cursor()
+                    .pay(CLUSTER, weight, Identity::Guest(5), CopiedFlag::Any);
             }
             assert!(is_suspect(&ledger), "{weights:?}");
         }
         let nothing_stored = Ledger::new();
-        nothing_stored.pay(CLUSTER, 1, Identity::Metadata, CopiedFlag::Any);
+        nothing_stored
+            .cursor()
+            .pay(CLUSTER, 1, Identity::Metadata, CopiedFlag::Any);
         assert!(is_suspect(&nothing_stored));
     }
 
@@ -264,7 +311,9 @@ mod tests {
             (2, 2, CopiedFlag::Any, false),
         ] {
             let ledger = ledger(stored);
-            ledger.pay(CLUSTER, weight, Identity::Guest(0), flag);
+            ledger
+                .cursor()
+                .pay(CLUSTER, weight, Identity::Guest(0), flag);
             assert_eq!(is_suspect(&ledger), wrong, "{stored} {weight} {flag:?}");
         }
     }
@@ -280,8 +329,8 @@ mod tests {
             (Identity::Guest(1), Identity::Metadata, true),
         ] {
             let ledger = ledger(2);
-            ledger.pay(CLUSTER, 1, first, CopiedFlag::Any);
-            ledger.pay(CLUSTER, 1, second, CopiedFlag::Any);
+            ledger.cursor().pay(CLUSTER, 1, first, CopiedFlag::Any);
+            ledger.cursor().pay(CLUSTER, 1, second, CopiedFlag::Any);
             assert_eq!(is_suspect(&ledger), wrong, "{first:?} {second:?}");
         }
     }

@@ -33,6 +33,8 @@ pub(crate) struct Rules {
     pub(crate) geometry: Geometry,
     version: u32,
     has_data_file: bool,
+    /// Bits that are clear in an ordinary entry: all but COPIED and an aligned offset.
+    odd_bits: u64,
     virtual_clusters: u64,
     data_file_bytes: Option<u64>,
 }
@@ -70,6 +72,23 @@ struct Entry {
     bitmap: SubclusterBitmap,
 }
 
+/// How many of a table's entries are what.
+#[derive(Default)]
+struct TableTally {
+    used: u64,
+    /// Cannot be followed, or have reserved bits set.
+    impossible: u64,
+    /// Cannot be followed.
+    refused: u64,
+}
+
+impl TableTally {
+    fn add(&mut self, entry: Entry, is_refused: bool) {
+        self.refused += u64::from(is_refused);
+        self.impossible += u64::from(is_refused || entry.word.reserved_bits() != 0);
+    }
+}
+
 /// One table, with what every finding in it has in common.
 struct TableContext<'a> {
     rules: &'a Rules,
@@ -83,67 +102,67 @@ impl Rules {
             geometry: walk.geometry,
             version: header.version,
             has_data_file: header.has_data_file(),
+            odd_bits: L2Entry::odd_bits(walk.geometry),
             virtual_clusters: walk.geometry.clusters_for(header.size),
             data_file_bytes: walk.data_file_bytes,
         }
     }
 
-    /// Calls `each` for every entry of a table that maps something.
-    pub(crate) fn for_each_mapped(
+    /// Calls `each` for every entry of a table that maps something, and notes what is wrong with its entries by
+    /// themselves if `notes` are to be taken.
+    pub(crate) fn walk_table(
         &self,
         item: &L2Item,
         bytes: &[u8],
+        mut notes: Option<&mut Notes>,
         mut each: impl FnMut(Mapped),
     ) {
+        let context = TableContext { rules: self, item };
         let first = self.geometry.guest_cluster(item.l1_index, 0);
+        let is_inside = first.saturating_add(self.geometry.l2_entries()) <= self.virtual_clusters;
+        let is_active = item.trees.active > 0;
+        let mut tally = TableTally::default();
         for_each_entry(self.geometry, bytes, |entry| {
-            if let Some(target) = self.target(entry) {
+            tally.used += 1;
+            let guest_cluster = first.saturating_add(entry.index);
+            // Nearly every entry of nearly every image: one comparison of masks, and nothing to note.
+            let is_unremarkable = is_inside && (is_active || !entry.word.copied());
+            let target = match self.ordinary(entry) {
+                Some(target) if is_unremarkable => Some(target),
+                _ => {
+                    if let Some(notes) = notes.as_deref_mut() {
+                        tally.add(entry, context.judge(entry, notes));
+                    }
+                    self.target(entry)
+                }
+            };
+            if let Some(target) = target {
                 each(Mapped {
                     index: entry.index,
-                    guest_cluster: first.saturating_add(entry.index),
+                    guest_cluster,
                     target,
                 });
             }
         });
+        if let Some(notes) = notes {
+            context.judge_whole(&tally, notes);
+        }
     }
 
-    /// Notes what is wrong with a table's entries by themselves.
-    pub(crate) fn judge_table(&self, item: &L2Item, bytes: &[u8], notes: &mut Notes) {
-        let context = TableContext { rules: self, item };
-        let mut used: u64 = 0;
-        let mut impossible: u64 = 0;
-        let mut refused: u64 = 0;
-        for_each_entry(self.geometry, bytes, |entry| {
-            used += 1;
-            let is_refused = context.judge(entry, notes);
-            refused += u64::from(is_refused);
-            impossible += u64::from(is_refused || entry.word.reserved_bits() != 0);
-        });
-        if refused > 0 {
-            let what = if refused == 1 {
-                "entry was"
-            } else {
-                "entries were"
-            };
-            notes.gap(Gap::refused(
-                item.place(),
-                format!("{refused} impossible {what} not followed"),
-            ));
+    /// The target of an entry in which nothing can be wrong: a standard descriptor of an aligned cluster of the file.
+    fn ordinary(&self, entry: Entry) -> Option<Target> {
+        let offset = entry.word.standard_offset();
+        let has_odd_bits = entry.word.0 & self.odd_bits != 0;
+        let has_odd_subclusters = entry.bitmap.allocated() & entry.bitmap.zero() != 0;
+        let is_in_file = offset.0 != 0 && offset.0 < self.geometry.file_bytes();
+        if has_odd_bits || has_odd_subclusters || !is_in_file || self.has_data_file {
+            return None;
         }
-        if impossible >= IMPLAUSIBLE_ENTRIES && impossible * 2 > used {
-            let guest_cluster = self.geometry.guest_cluster(item.l1_index, 0);
-            notes.push(
-                Finding::new(Code::L2TableImplausible, item.place())
-                    .host(ClusterRange::one(item.cluster))
-                    .guest(
-                        self.geometry
-                            .guest_range(guest_cluster, self.geometry.l2_entries()),
-                    )
-                    .detail(format!(
-                        "{impossible} of the {used} entries in use are impossible"
-                    )),
-            );
-        }
+        Some(Target::Standard {
+            offset,
+            cluster: Ok(self.geometry.cluster_at(offset)),
+            copied: entry.word.copied(),
+        })
     }
 
     fn target(&self, entry: Entry) -> Option<Target> {
@@ -205,6 +224,38 @@ fn for_each_entry(geometry: Geometry, bytes: &[u8], mut each: impl FnMut(Entry))
 }
 
 impl TableContext<'_> {
+    /// Notes what a table's entries amount to together.
+    fn judge_whole(&self, tally: &TableTally, notes: &mut Notes) {
+        let TableTally {
+            used,
+            impossible,
+            refused,
+        } = *tally;
+        if refused > 0 {
+            let what = if refused == 1 {
+                "entry was"
+            } else {
+                "entries were"
+            };
+            notes.gap(Gap::refused(
+                self.item.place(),
+                format!("{refused} impossible {what} not followed"),
+            ));
+        }
+        if impossible >= IMPLAUSIBLE_ENTRIES && impossible * 2 > used {
+            let geometry = self.rules.geometry;
+            let first = geometry.guest_cluster(self.item.l1_index, 0);
+            notes.push(
+                Finding::new(Code::L2TableImplausible, self.item.place())
+                    .host(ClusterRange::one(self.item.cluster))
+                    .guest(geometry.guest_range(first, geometry.l2_entries()))
+                    .detail(format!(
+                        "{impossible} of the {used} entries in use are impossible"
+                    )),
+            );
+        }
+    }
+
     fn guest_cluster(&self, entry: Entry) -> u64 {
         self.rules
             .geometry
