@@ -144,7 +144,7 @@ struct PlaceRow {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct OwnerRow {
-    kind: &'static str,
+    kind: String,
     place: PlaceRow,
     host: RangeRow,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -474,7 +474,7 @@ impl<'a> Rows<'a> {
 
     fn owner(&self, owner: &Owner) -> OwnerRow {
         OwnerRow {
-            kind: owner.kind.name(),
+            kind: owner.kind.name().replace(' ', "-"),
             place: self.place(owner.place),
             host: self.host(owner.host.start, owner.host.count),
             guest: owner.guest.map(guest_row),

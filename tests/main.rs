@@ -1,1 +1,18 @@
-//! tests
+//! All tests that need more than one file: one binary, and this is its table of contents.
+//!
+//! | module | what holds |
+//! |---|---|
+//! | `corpus` | every image in `corpus/` is reported as recorded |
+//! | `damage` | one forged damage for each code, with everything it provokes |
+//! | `law` | what is true of every image: same report at any number of threads, agreement with a naive model |
+//! | `oracle` | agreement with `qemu-img check` to the digit, over images made by the real tools |
+//! | `cli` | exit codes, JSON, locks, signals, files that are no images |
+//! | `tidy` | the rules of the house |
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test stops where it fails, and says what it did"
+)]
+
+mod corpus;

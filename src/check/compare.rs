@@ -42,24 +42,31 @@ pub(super) fn compare<S: Storage>(
     witnessed: &Witnessed,
     notes: &mut Notes,
 ) {
+    let judge = Judge {
+        geometry: walk.geometry,
+        // A table nobody read may refer to anything: what nothing else refers to is then no leak.
+        sees_all_references: notes.coverage.failure_count() == 0,
+    };
     let regions = ledger.unsettled_regions();
     let parts: Vec<Findings> = regions
         .par_iter()
-        .map(|&region| compare_region(walk, survey, ledger, witnessed, region))
+        .map(|&region| {
+            let stored = RegionCounts::read(walk, survey, region);
+            compare_region(&judge, &stored, ledger, witnessed, region)
+        })
         .collect();
     for part in parts {
         notes.findings.append(part);
     }
 }
 
-fn compare_region<S: Storage>(
-    walk: Walk<'_, S>,
-    survey: &Survey,
+fn compare_region(
+    judge: &Judge,
+    stored: &RegionCounts,
     ledger: &Ledger,
     witnessed: &Witnessed,
     region: u64,
 ) -> Findings {
-    let stored = RegionCounts::read(walk, survey, region);
     let mut findings = Findings::default();
     for cluster in region_clusters(region).map(HostCluster) {
         let is_suspect = ledger.suspects().contains(cluster);
@@ -83,7 +90,7 @@ fn compare_region<S: Storage>(
                 sharing: Sharing::Allowed,
             }
         };
-        judge(walk.geometry, account, &mut findings);
+        judge.judge(account, &mut findings);
     }
     findings
 }
@@ -98,44 +105,60 @@ fn sharing(witnessed: &Witnessed, cluster: HostCluster) -> Sharing {
     }
 }
 
-/// Decides what is wrong with one cluster. An overlap takes the place of a refcount that is too low: they are one fault.
-fn judge(geometry: Geometry, account: Account, findings: &mut Findings) {
-    let expected = account.expected;
-    let mut push = |code| {
-        findings.push(
-            Finding::new(
-                code,
-                Place::Clusters {
-                    start: account.cluster,
-                },
-            )
-            .host(ClusterRange::one(account.cluster))
-            .counts(account.stored.unwrap_or(0), expected),
-        );
-    };
-    let is_overlap = match account.sharing {
-        Sharing::Allowed => false,
-        Sharing::GuestData => {
-            push(Code::GuestDataOverlap);
-            true
+/// What every cluster is judged by.
+struct Judge {
+    geometry: Geometry,
+    sees_all_references: bool,
+}
+
+impl Judge {
+    /// Decides what is wrong with one cluster.
+    ///
+    /// An overlap takes the place of a refcount that is too low: they are one fault.
+    fn judge(&self, account: Account, findings: &mut Findings) {
+        let overlap = match account.sharing {
+            Sharing::Allowed => None,
+            Sharing::GuestData => Some(Code::GuestDataOverlap),
+            Sharing::Metadata => Some(Code::MetadataOverlap),
+        };
+        let difference = account
+            .stored
+            .and_then(|stored| self.difference(account.cluster, stored, account.expected))
+            .filter(|&code| overlap.is_none() || code == Code::RefcountLeak);
+        for code in [overlap, difference].into_iter().flatten() {
+            findings.push(
+                Finding::new(
+                    code,
+                    Place::Clusters {
+                        start: account.cluster,
+                    },
+                )
+                .host(ClusterRange::one(account.cluster))
+                .counts(account.stored.unwrap_or(0), account.expected),
+            );
         }
-        Sharing::Metadata => {
-            push(Code::MetadataOverlap);
-            true
+    }
+
+    /// What a stored count is beside the references.
+    fn difference(&self, cluster: HostCluster, stored: u64, expected: u64) -> Option<Code> {
+        if stored > expected {
+            let is_past_end = cluster.0 >= self.geometry.file_clusters() && expected == 0;
+            let code = if is_past_end {
+                Code::RefcountPastEnd
+            } else {
+                Code::RefcountLeak
+            };
+            return self.sees_all_references.then_some(code);
         }
-    };
-    let Some(stored) = account.stored else { return };
-    if account.cluster.0 >= geometry.file_clusters() && expected == 0 {
-        push(Code::RefcountPastEnd);
-    } else if stored > expected {
-        push(Code::RefcountLeak);
-    } else if is_overlap {
-    } else if expected > geometry.refcount_max() {
-        push(Code::RefcountOverflow);
-    } else if stored == 0 && expected > 0 {
-        push(Code::RefcountZero);
-    } else if stored < expected {
-        push(Code::RefcountTooLow);
+        if expected > self.geometry.refcount_max() {
+            Some(Code::RefcountOverflow)
+        } else if stored == expected {
+            None
+        } else if stored == 0 {
+            Some(Code::RefcountZero)
+        } else {
+            Some(Code::RefcountTooLow)
+        }
     }
 }
 
@@ -145,6 +168,15 @@ mod tests {
     use crate::qcow2::Header;
 
     fn codes(stored: Option<u64>, expected: u64, sharing: Sharing) -> Vec<&'static str> {
+        codes_if(true, stored, expected, sharing)
+    }
+
+    fn codes_if(
+        sees_all_references: bool,
+        stored: Option<u64>,
+        expected: u64,
+        sharing: Sharing,
+    ) -> Vec<&'static str> {
         let mut bytes = vec![0_u8; 112];
         bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
         bytes[23] = 16;
@@ -158,7 +190,11 @@ mod tests {
             expected,
             sharing,
         };
-        judge(geometry, account, &mut findings);
+        let judge = Judge {
+            geometry,
+            sees_all_references,
+        };
+        judge.judge(account, &mut findings);
         findings.iter().map(|finding| finding.code.id()).collect()
     }
 
@@ -185,5 +221,12 @@ mod tests {
             codes(Some(3), 2, Sharing::GuestData),
             ["guest-data-overlap", "refcount-leak"]
         );
+    }
+
+    #[test]
+    fn nothing_is_called_a_leak_while_tables_are_unread() {
+        let allowed = Sharing::Allowed;
+        assert_eq!(codes_if(false, Some(2), 1, allowed), [""; 0]);
+        assert_eq!(codes_if(false, Some(0), 1, allowed), ["refcount-zero"]);
     }
 }
