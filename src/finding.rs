@@ -55,7 +55,7 @@ pub struct Counts {
 pub struct Owners {
     /// The first owners, in the order of the walk.
     pub named: Vec<Owner>,
-    /// Owners beyond those.
+    /// Owners beyond those: exactly so for a single cluster, at least so many for a range.
     pub more: u64,
 }
 
@@ -107,11 +107,6 @@ pub struct Trees {
 }
 
 impl OwnerKind {
-    /// Whether the owner is a structure of the format rather than the guest's data.
-    pub fn is_metadata(self) -> bool {
-        !matches!(self, Self::GuestData | Self::CompressedData)
-    }
-
     /// The specification's word for it.
     pub fn name(self) -> &'static str {
         match self {
@@ -219,10 +214,13 @@ impl Finding {
                 .zip(next.host)
                 .is_some_and(|(host, more)| host.end() == more.start.0),
             // Guest ranges that follow one another are one run, wherever their L2 tables lie.
-            (Place::L2Entry { .. }, Place::L2Entry { .. }) => self
-                .guest
-                .zip(next.guest)
-                .is_some_and(|(guest, more)| guest.end() == more.start.0),
+            (Place::L2Entry { .. }, Place::L2Entry { .. }) => self.guest_continues_with(next),
+            (
+                Place::L1Entry { tree, .. },
+                Place::L1Entry {
+                    tree: next_tree, ..
+                },
+            ) => tree == next_tree && self.guest_continues_with(next),
             (Place::SnapshotEntry { index }, Place::SnapshotEntry { index: next }) => {
                 u64::from(index) + self.count == u64::from(next)
             }
@@ -233,18 +231,17 @@ impl Finding {
                     index: next,
                 },
             ) => bitmap == next_bitmap && index + self.count == next,
-            (
-                Place::L1Entry { tree, index },
-                Place::L1Entry {
-                    tree: next_tree,
-                    index: next,
-                },
-            ) => tree == next_tree && index + self.count == next,
             (Place::RefcountTableEntry { index }, Place::RefcountTableEntry { index: next }) => {
                 index + self.count == next
             }
             _ => false,
         }
+    }
+
+    fn guest_continues_with(&self, next: &Self) -> bool {
+        self.guest
+            .zip(next.guest)
+            .is_some_and(|(guest, more)| guest.end() == more.start.0)
     }
 }
 
@@ -262,13 +259,19 @@ impl Owners {
         }
     }
 
-    /// Whether a structure of the format is among the named owners.
-    pub fn any_metadata(&self) -> bool {
-        self.named.iter().any(|owner| owner.kind.is_metadata())
+    /// Sets how many references to a single cluster are not named, out of `expected`.
+    pub(crate) fn count_rest(&mut self, expected: u64) {
+        let named: u64 = self.named.iter().map(Owner::references).sum();
+        self.more = expected.saturating_sub(named);
     }
 }
 
 impl Owner {
+    /// How many references to each of its clusters it stands for.
+    fn references(&self) -> u64 {
+        self.trees.map_or(1, |trees| trees.active + trees.snapshots)
+    }
+
     /// The part of this run within a range it meets.
     pub(crate) fn clipped_to(mut self, range: ClusterRange) -> Self {
         let start = self.host.start.0.max(range.start.0);

@@ -24,7 +24,7 @@ use crate::walk::{Claim, L2Item, Notes, Survey, Walk};
 /// shown.
 const NAMED_AT_ONCE: u64 = 1 << 16;
 /// Clusters of one finding whose owners are named.
-const NAMED_PER_FINDING: usize = 256;
+const NAMED_PER_FINDING: u64 = 256;
 /// Runs of owners one group of tables may contribute.
 const RUNS_PER_GROUP: usize = 1 << 14;
 
@@ -137,8 +137,16 @@ pub(super) fn name_owners<S: Storage>(
         .kept_mut()
         .filter(|finding| wants_owners(finding))
     {
-        if let Some(host) = finding.host {
-            finding.owners = owners.of(host);
+        let (Some(host), Some(counts)) = (finding.host, finding.counts) else {
+            continue;
+        };
+        finding.owners = owners.of(host);
+        if host.count == 1 {
+            finding.owners.count_rest(counts.expected);
+        } else if host.count > NAMED_PER_FINDING && !witnessed.has_all_owners {
+            finding.detail = Some(format!(
+                "the owners of the first {NAMED_PER_FINDING} clusters are named"
+            ));
         }
     }
 }
@@ -160,7 +168,10 @@ pub(super) fn owners_of<S: Storage>(
         stored: None,
     };
     let runs = walk_again(walk, survey, &purpose, notes);
-    (tally.count(cluster), runs.of(ClusterRange::one(cluster)))
+    let expected = tally.count(cluster);
+    let mut owners = runs.of(ClusterRange::one(cluster));
+    owners.count_rest(expected);
+    (expected, owners)
 }
 
 fn wants_owners(finding: &Finding) -> bool {
@@ -176,8 +187,11 @@ fn wants_owners(finding: &Finding) -> bool {
 }
 
 fn finding_clusters(finding: &Finding) -> impl Iterator<Item = HostCluster> {
-    let clusters = finding.host.into_iter().flat_map(ClusterRange::clusters);
-    clusters.take(NAMED_PER_FINDING)
+    let first = finding.host.map(|host| ClusterRange {
+        count: host.count.min(NAMED_PER_FINDING),
+        ..host
+    });
+    first.into_iter().flat_map(ClusterRange::clusters)
 }
 
 impl OwnerRuns {
