@@ -82,3 +82,20 @@ fn damage_qemu_img_sees_is_never_called_clean() {
         );
     }
 }
+
+#[test]
+fn readme_shows_a_real_session() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).expect("README.md can be read");
+    let command = "cargo run --release -- check ";
+    let (_, after) = readme.split_once(command).expect("the README has the command");
+    let image = after.lines().next().expect("the command names an image");
+    let (_, session) = after.split_once("```text\n").expect("a session follows");
+    let (session, _) = session.split_once("```").expect("the session ends");
+    let output = Command::new(env!("CARGO_BIN_EXE_qfsck"))
+        .current_dir(root)
+        .args(["check", image])
+        .output()
+        .expect("qfsck can be run");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), session);
+}
