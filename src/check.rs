@@ -5,12 +5,13 @@
 //! 1. Survey the small structures: header, refcount table, snapshot table, L1 tables, bitmaps (`walk`).
 //! 2. Enter the stored refcounts into the ledger (`stored`).
 //! 3. Let every reference pay off what it refers to, reading each L2 table once (`settle`).
-//! 4. A clean image is done. Otherwise read the tables again, for the suspect clusters only: exact counts, COPIED flags
-//!    and owners (`witness`).
-//! 5. Compare what is left with what is stored, and say so in ranges (`compare`).
+//! 4. A clean image is done. Otherwise read the tables again, for the suspect clusters only: exact counts, and COPIED
+//!    flags (`witness`).
+//! 5. Compare what is left with what is stored, and say so in ranges (`compare`), with the owners' names (`owners`).
 
 mod compare;
 mod extents;
+mod owners;
 mod settle;
 mod stored;
 mod verdict;
@@ -87,7 +88,7 @@ pub fn check<S: Storage>(image: &Image<S>, options: Options, progress: &Progress
     let settled = settle::settle(walk, &survey, &ledger, &mut notes);
     let witnessed = witness::name_suspects(walk, &survey, &ledger, &mut notes);
     compare::compare(walk, &survey, &ledger, &witnessed, &mut notes);
-    witness::name_owners(walk, &survey, &witnessed, &mut notes);
+    owners::name_owners(walk, &survey, ledger.suspects(), &witnessed, &mut notes);
     let last_cluster = settled.last_referenced.max(last_stored);
     note_file_end(walk, options, last_cluster, &mut notes);
     if settled.truncated_clusters > 0 {
@@ -137,7 +138,7 @@ pub fn host_owners<S: Storage>(
     let cluster = walk.geometry.cluster_at(offset);
     let survey = walk::survey(walk, &mut notes);
     let stored = stored::stored_count(walk, &survey, cluster);
-    let (expected, owners) = witness::owners_of(walk, &survey, cluster, &mut notes);
+    let (expected, owners) = owners::owners_of(walk, &survey, cluster, &mut notes);
     Some(HostAnswer {
         cluster: ClusterRange::one(cluster),
         stored,

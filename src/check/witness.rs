@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
+use super::owners::OwnerRuns;
 use super::stored::RegionCounts;
 use crate::coverage::Gap;
-use crate::finding::{Code, Finding, Findings, Owner, OwnerKind, Owners};
+use crate::finding::{Code, Finding, Findings, Owner, OwnerKind};
 use crate::progress::Phase;
 use crate::qcow2::{
     ClusterRange, Geometry, GuestRange, HostCluster, HostOffset, L1Entry, Place, Tree, words,
@@ -20,45 +21,15 @@ use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::{Mapped, Rules, Target};
 use crate::walk::{Claim, L2Item, Notes, Survey, Walk};
 
-/// Suspects whose owners are named in the same walk that counts them; with more, a further walk names those that are
-/// shown.
+/// Suspects whose owners are named in the same walk that counts them; with more, a further walk names those shown.
 const NAMED_AT_ONCE: u64 = 1 << 16;
-/// Clusters of one finding whose owners are named.
-const NAMED_PER_FINDING: u64 = 256;
-/// Runs of owners one group of tables may contribute.
-const RUNS_PER_GROUP: usize = 1 << 14;
-
 /// What the witness knows of the suspects.
 #[derive(Debug)]
 pub(super) struct Witnessed {
     pub(super) tally: Tally,
-    owners: OwnerRuns,
+    pub(super) owners: OwnerRuns,
     /// Whether `owners` has those of every suspect.
-    has_all_owners: bool,
-}
-
-/// Owners by host cluster, in runs, with those that had no room.
-#[derive(Debug, Default)]
-struct OwnerRuns {
-    /// By start, once the walk is over.
-    runs: Vec<Owner>,
-    /// Clusters in the longest run, to know where to begin looking.
-    longest: u64,
-}
-
-/// Whose owners are to be named.
-enum Named<'a> {
-    Nobody,
-    These(&'a ClusterSet),
-}
-
-impl Named<'_> {
-    fn contains(&self, cluster: HostCluster) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::These(set) => set.contains(cluster),
-        }
-    }
+    pub(super) has_all_owners: bool,
 }
 
 /// Counts the references to every suspect, notes wrong COPIED flags, and names owners if the suspects are few.
@@ -78,14 +49,10 @@ pub(super) fn name_suspects<S: Storage>(
         };
     }
     let has_all_owners = suspects.count() <= NAMED_AT_ONCE;
-    let named = if has_all_owners {
-        Named::These(suspects)
-    } else {
-        Named::Nobody
-    };
+    let named = has_all_owners.then_some(suspects);
     let stored = StoredOnes::read(walk, survey, suspects);
     let purpose = Purpose {
-        suspects,
+        suspects: Some(suspects),
         named,
         tally: Some(&tally),
         stored: Some(&stored),
@@ -99,128 +66,8 @@ pub(super) fn name_suspects<S: Storage>(
     }
 }
 
-/// Names the owners in the findings that are shown.
-pub(super) fn name_owners<S: Storage>(
-    walk: Walk<'_, S>,
-    survey: &Survey,
-    witnessed: &Witnessed,
-    notes: &mut Notes,
-) {
-    let shown = ClusterSet::new();
-    for finding in notes
-        .findings
-        .kept_mut()
-        .filter(|finding| wants_owners(finding))
-    {
-        for cluster in finding_clusters(finding) {
-            shown.insert(cluster);
-        }
-    }
-    if shown.is_empty() {
-        return;
-    }
-    let again;
-    let owners = if witnessed.has_all_owners {
-        &witnessed.owners
-    } else {
-        let purpose = Purpose {
-            suspects: &shown,
-            named: Named::These(&shown),
-            tally: None,
-            stored: None,
-        };
-        again = walk_again(walk, survey, &purpose, notes);
-        &again
-    };
-    for finding in notes
-        .findings
-        .kept_mut()
-        .filter(|finding| wants_owners(finding))
-    {
-        let (Some(host), Some(counts)) = (finding.host, finding.counts) else {
-            continue;
-        };
-        finding.owners = owners.of(host);
-        if host.count == 1 {
-            finding.owners.count_rest(counts.expected);
-        } else if host.count > NAMED_PER_FINDING && !witnessed.has_all_owners {
-            finding.detail = Some(format!(
-                "the owners of the first {NAMED_PER_FINDING} clusters are named"
-            ));
-        }
-    }
-}
-
-/// Everyone who refers to one cluster, and how often.
-pub(super) fn owners_of<S: Storage>(
-    walk: Walk<'_, S>,
-    survey: &Survey,
-    cluster: HostCluster,
-    notes: &mut Notes,
-) -> (u64, Owners) {
-    let asked = ClusterSet::new();
-    asked.insert(cluster);
-    let tally = Tally::new();
-    let purpose = Purpose {
-        suspects: &asked,
-        named: Named::These(&asked),
-        tally: Some(&tally),
-        stored: None,
-    };
-    let runs = walk_again(walk, survey, &purpose, notes);
-    let expected = tally.count(cluster);
-    let mut owners = runs.of(ClusterRange::one(cluster));
-    owners.count_rest(expected);
-    (expected, owners)
-}
-
-fn wants_owners(finding: &Finding) -> bool {
-    matches!(
-        finding.code,
-        Code::RefcountZero
-            | Code::RefcountTooLow
-            | Code::RefcountOverflow
-            | Code::RefcountLeak
-            | Code::MetadataOverlap
-            | Code::GuestDataOverlap
-    ) && finding.counts.is_some_and(|counts| counts.expected > 0)
-}
-
-fn finding_clusters(finding: &Finding) -> impl Iterator<Item = HostCluster> {
-    let first = finding.host.map(|host| ClusterRange {
-        count: host.count.min(NAMED_PER_FINDING),
-        ..host
-    });
-    first.into_iter().flat_map(ClusterRange::clusters)
-}
-
-impl OwnerRuns {
-    /// The owners of a range, clipped to it. A long range names the owners of its first clusters.
-    fn of(&self, range: ClusterRange) -> Owners {
-        let mut owners = Owners::default();
-        let earliest = range.start.0.saturating_sub(self.longest);
-        let first = self.runs.partition_point(|run| run.host.start.0 < earliest);
-        let candidates = self.runs.get(first..).unwrap_or(&[]).iter();
-        for run in candidates.take_while(|run| run.host.start.0 < range.end()) {
-            if run.host.end() > range.start.0 {
-                owners.push(run.clipped_to(range));
-            }
-        }
-        owners
-    }
-
-    fn push(&mut self, owner: Owner) {
-        if self.runs.last_mut().is_some_and(|run| run.absorb(&owner)) {
-            return;
-        }
-        if self.runs.len() < RUNS_PER_GROUP {
-            self.runs.push(owner);
-        }
-    }
-}
-
 /// Which suspects have a stored count of one, and of which the count is not known.
-struct StoredOnes {
+pub(super) struct StoredOnes {
     one: ClusterSet,
     unknown: ClusterSet,
 }
@@ -258,26 +105,33 @@ impl StoredOnes {
 }
 
 /// What a second walk is for.
-struct Purpose<'a> {
-    suspects: &'a ClusterSet,
-    named: Named<'a>,
-    tally: Option<&'a Tally>,
-    stored: Option<&'a StoredOnes>,
+#[derive(Clone, Copy, Default)]
+pub(super) struct Purpose<'a> {
+    /// Whose references count, where a tally is kept.
+    pub(super) suspects: Option<&'a ClusterSet>,
+    /// Whose owners are named.
+    pub(super) named: Option<&'a ClusterSet>,
+    pub(super) tally: Option<&'a Tally>,
+    /// What COPIED flags are judged by.
+    pub(super) stored: Option<&'a StoredOnes>,
 }
 
 impl Purpose<'_> {
+    fn is_suspect(&self, cluster: HostCluster) -> bool {
+        self.suspects.is_some_and(|set| set.contains(cluster))
+    }
+
+    /// Counts a reference; says whether its owner is to be named.
     fn note(&self, cluster: HostCluster, weight: u64, identity: Identity) -> bool {
-        if !self.suspects.contains(cluster) {
-            return false;
-        }
-        if let Some(tally) = self.tally {
+        if let Some(tally) = self.tally.filter(|_| self.is_suspect(cluster)) {
             tally.add(cluster, weight, identity);
         }
-        self.named.contains(cluster)
+        self.named.is_some_and(|set| set.contains(cluster))
     }
 }
 
-fn walk_again<S: Storage>(
+/// Reads every L2 table again, for one purpose.
+pub(super) fn walk_again<S: Storage>(
     walk: Walk<'_, S>,
     survey: &Survey,
     purpose: &Purpose<'_>,
@@ -301,16 +155,10 @@ fn walk_again<S: Storage>(
         notes: Notes::default(),
     });
     for visitor in visitors {
-        owners.runs.extend(visitor.owners.runs);
+        owners.append(visitor.owners);
         notes.append(visitor.notes);
     }
-    owners.runs.sort_by_key(|run| run.host.start);
-    owners.longest = owners
-        .runs
-        .iter()
-        .map(|run| run.host.count)
-        .max()
-        .unwrap_or(0);
+    owners.sort();
     owners
 }
 
@@ -397,7 +245,7 @@ impl Visitor<'_> {
         let wrong = self
             .purpose
             .stored
-            .filter(|_| item.trees.active > 0 && self.purpose.suspects.contains(cluster))
+            .filter(|_| item.trees.active > 0 && self.purpose.is_suspect(cluster))
             .and_then(|stored| stored.judge(cluster, copied));
         if let Some(code) = wrong {
             let place = Place::L2Entry {
@@ -445,8 +293,7 @@ fn judge_l1_flags<S: Storage>(
     notes: &mut Notes,
 ) {
     let Some(stored) = purpose.stored else { return };
-    let is_concerned =
-        |item: &&L2Item| item.trees.active > 0 && purpose.suspects.contains(item.cluster);
+    let is_concerned = |item: &&L2Item| item.trees.active > 0 && purpose.is_suspect(item.cluster);
     let concerned: BTreeMap<HostCluster, &L2Item> = survey
         .l2_tables
         .iter()

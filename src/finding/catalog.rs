@@ -277,8 +277,8 @@ RefcountOverflow "refcount-overflow" Corruption Unsafe
     "The refcounts of this image are too narrow for its snapshots. Deleting one can free data others use."
     "Convert the image to one with wider refcounts (`-o refcount_bits=16`)."
 RefcountLeak "refcount-leak" Leak Safe
-    "clusters are counted as used, but nothing refers to them"
-    "Space is lost, no data is. Crashes leave leaks behind. But where a table was lost, live data looks leaked too: leaks are only leaks when nothing else is wrong."
+    "clusters are counted more often than they are used"
+    "Space is lost, no data is; where something else still uses the cluster, every write to it makes a needless copy. Crashes leave leaks behind. But where a table was lost, live data looks leaked too: leaks are only leaks when nothing else is wrong."
     "Lower the refcounts, once no other finding is open."
 RefcountPastEnd "refcount-past-end" Notice Safe
     "refcounts are stored for clusters past the end of the file"
