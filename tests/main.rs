@@ -16,3 +16,5 @@
 )]
 
 mod corpus;
+mod oracle;
+mod support;

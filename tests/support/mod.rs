@@ -1,0 +1,3 @@
+//! What the tests share: the real tools.
+
+pub(crate) mod qemu;
