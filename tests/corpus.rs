@@ -88,7 +88,9 @@ fn readme_shows_a_real_session() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).expect("README.md can be read");
     let command = "cargo run --release -- check ";
-    let (_, after) = readme.split_once(command).expect("the README has the command");
+    let (_, after) = readme
+        .split_once(command)
+        .expect("the README has the command");
     let image = after.lines().next().expect("the command names an image");
     let (_, session) = after.split_once("```text\n").expect("a session follows");
     let (session, _) = session.split_once("```").expect("the session ends");
