@@ -17,8 +17,10 @@ mod stored;
 mod verdict;
 mod witness;
 
+pub(crate) use compare::Difference;
 pub use verdict::Verdict;
 
+use self::witness::Witnessed;
 use crate::coverage::{Coverage, Gap, GapKind};
 use crate::finding::{Code, Finding, Findings, Owners};
 use crate::image::Image;
@@ -76,11 +78,33 @@ pub struct Statistics {
 
 /// Checks an image.
 pub fn check<S: Storage>(image: &Image<S>, options: Options, progress: &Progress) -> Check {
+    match examine(image, options, progress) {
+        Ok(examination) => examination.conclude(),
+        Err(notes) => conclude(image, *notes, Survey::default(), Statistics::default()),
+    }
+}
+
+/// Everything a check works out, before it is turned into an answer. A plan starts here.
+pub(crate) struct Examination<'a, S> {
+    pub(crate) walk: Walk<'a, S>,
+    pub(crate) survey: Survey,
+    pub(crate) notes: Notes,
+    ledger: Ledger,
+    witnessed: Witnessed,
+    statistics: Statistics,
+}
+
+/// Walks and settles an image; without a cluster size there are only the notes on its header.
+pub(crate) fn examine<'a, S: Storage>(
+    image: &'a Image<S>,
+    options: Options,
+    progress: &'a Progress,
+) -> Result<Examination<'a, S>, Box<Notes>> {
     let mut notes = Notes::default();
     progress.begin(Phase::Survey, 0);
     let Some(walk) = walkable(image, options, progress, &mut notes) else {
         walk::header_alone(image, &mut notes);
-        return conclude(image, notes, Survey::default(), Statistics::default());
+        return Err(Box::new(notes));
     };
     let mut survey = walk::survey(walk, &mut notes);
     let ledger = Ledger::new();
@@ -104,7 +128,26 @@ pub fn check<S: Storage>(image: &Image<S>, options: Options, progress: &Progress
         total_clusters: walk.geometry.clusters_for(image.header().size / 512 * 512),
         ..settled.statistics
     };
-    conclude(image, notes, survey, statistics)
+    Ok(Examination {
+        walk,
+        survey,
+        notes,
+        ledger,
+        witnessed,
+        statistics,
+    })
+}
+
+impl<S: Storage> Examination<'_, S> {
+    /// Every cluster that is suspect or miscounted, in order.
+    pub(crate) fn differences(&self) -> Vec<Difference> {
+        compare::differences(self.walk, &self.survey, &self.ledger, &self.witnessed)
+    }
+
+    /// The answer.
+    pub(crate) fn conclude(self) -> Check {
+        conclude(self.walk.image, self.notes, self.survey, self.statistics)
+    }
 }
 
 /// Who refers to the host cluster at an offset.

@@ -21,6 +21,7 @@ mod coverage;
 mod error;
 mod finding;
 mod image;
+mod plan;
 mod progress;
 pub mod qcow2;
 mod refcount_map;
@@ -39,5 +40,6 @@ pub use finding::{
     Severity, Total, Trees, escaped,
 };
 pub use image::Image;
+pub use plan::{Edit, Mode, Plan, Stage, StageKind, Withheld, plan};
 pub use progress::{Phase, Progress};
-pub use storage::{FileIdentity, ImageFile, Sharing, Storage};
+pub use storage::{FileIdentity, ImageFile, Overlay, Sharing, Storage};

@@ -62,6 +62,11 @@ fn locate(cluster: HostCluster) -> (u64, usize) {
     (cluster.0 / REGION_CLUSTERS, slot)
 }
 
+/// The region a cluster is in.
+pub(crate) fn region_of(cluster: HostCluster) -> u64 {
+    cluster.0 / REGION_CLUSTERS
+}
+
 /// The clusters of a region.
 pub(crate) fn region_clusters(region: u64) -> std::ops::Range<u64> {
     let start = region.saturating_mul(REGION_CLUSTERS);

@@ -5,10 +5,12 @@
 
 mod file;
 mod lock;
+mod overlay;
 
 use std::io;
 
 pub use file::{FileIdentity, ImageFile, Sharing};
+pub use overlay::Overlay;
 
 /// Something to read an image from.
 pub trait Storage: Sync {

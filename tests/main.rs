@@ -17,4 +17,5 @@
 
 mod corpus;
 mod oracle;
+mod plan;
 mod support;

@@ -9,7 +9,7 @@ use super::stored::RegionCounts;
 use super::witness::Witnessed;
 use crate::finding::{Code, Finding, Findings};
 use crate::qcow2::{ClusterRange, Geometry, HostCluster, Place};
-use crate::refcount_map::{Ledger, region_clusters};
+use crate::refcount_map::Ledger;
 use crate::storage::Storage;
 use crate::walk::{Notes, Survey, Walk};
 
@@ -68,31 +68,74 @@ fn compare_region(
     region: u64,
 ) -> Findings {
     let mut findings = Findings::default();
-    for cluster in region_clusters(region).map(HostCluster) {
+    for_each_account(stored, ledger, witnessed, region, |account| {
+        judge.judge(account, &mut findings);
+    });
+    findings
+}
+
+/// Every cluster of a region that is suspect or still owes.
+fn for_each_account(
+    stored: &RegionCounts,
+    ledger: &Ledger,
+    witnessed: &Witnessed,
+    region: u64,
+    mut each: impl FnMut(Account),
+) {
+    for cluster in ledger.unsettled_clusters(region) {
         let is_suspect = ledger.suspects().contains(cluster);
         let owed = ledger.owed(cluster);
-        if !is_suspect && owed == 0 {
-            continue;
-        }
         let stored = stored.get(cluster);
-        let account = if is_suspect {
-            Account {
-                cluster,
-                stored,
-                expected: witnessed.tally.count(cluster),
-                sharing: sharing(witnessed, cluster),
-            }
+        let (expected, sharing) = if is_suspect {
+            (witnessed.tally.count(cluster), sharing(witnessed, cluster))
         } else {
-            Account {
-                cluster,
-                stored,
-                expected: stored.unwrap_or(owed).saturating_sub(owed),
-                sharing: Sharing::Allowed,
-            }
+            let expected = stored.unwrap_or(owed).saturating_sub(owed);
+            (expected, Sharing::Allowed)
         };
-        judge.judge(account, &mut findings);
+        each(Account {
+            cluster,
+            stored,
+            expected,
+            sharing,
+        });
     }
-    findings
+}
+
+/// A cluster whose stored count is known and that is suspect or miscounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Difference {
+    pub(crate) cluster: HostCluster,
+    pub(crate) stored: u64,
+    pub(crate) expected: u64,
+    /// It has users that may not share it.
+    pub(crate) has_conflict: bool,
+}
+
+/// Every such cluster, in order.
+pub(super) fn differences<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    ledger: &Ledger,
+    witnessed: &Witnessed,
+) -> Vec<Difference> {
+    let regions = ledger.unsettled_regions();
+    let parts: Vec<Vec<Difference>> = regions
+        .par_iter()
+        .map(|&region| {
+            let stored = RegionCounts::read(walk, survey, region);
+            let mut part = Vec::new();
+            for_each_account(&stored, ledger, witnessed, region, |account| {
+                part.extend(account.stored.map(|stored| Difference {
+                    cluster: account.cluster,
+                    stored,
+                    expected: account.expected,
+                    has_conflict: account.sharing != Sharing::Allowed,
+                }));
+            });
+            part
+        })
+        .collect();
+    parts.concat()
 }
 
 fn sharing(witnessed: &Witnessed, cluster: HostCluster) -> Sharing {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::coverage::Gap;
 use crate::progress::Phase;
 use crate::qcow2::{Geometry, HostCluster, HostOffset, Place, refcount_at, refcounts};
-use crate::refcount_map::{Ledger, region_clusters};
+use crate::refcount_map::{Ledger, region_clusters, region_of};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, Table, read_tables};
 use crate::walk::{Notes, RefcountBlockItem, Survey, Walk};
@@ -83,66 +83,79 @@ pub(super) fn enter_stored_counts<S: Storage>(
 
 /// The stored counts of one region of clusters, read again.
 pub(super) struct RegionCounts {
+    order: u32,
+    /// The blocks' parts, in order, each of `per_part` clusters.
+    parts: Vec<Part>,
     first: u64,
-    /// `None` where the count is not known.
-    counts: Vec<Option<u64>>,
+    per_part: u64,
+}
+
+/// What one refcount block has on a region.
+enum Part {
+    /// The block could not be read.
+    Unknown,
+    /// There is no block: all counts are zero.
+    Absent,
+    Bytes(Vec<u8>),
 }
 
 impl RegionCounts {
     /// Reads the counts of a region; what cannot be read is not known.
     pub(super) fn read<S: Storage>(walk: Walk<'_, S>, survey: &Survey, region: u64) -> Self {
         let clusters = region_clusters(region);
-        let per_block = walk.geometry.refcount_block_entries();
-        let mut counts = Vec::new();
-        let mut cluster = clusters.start;
-        while cluster < clusters.end {
-            let block = cluster / per_block;
-            let end = (block + 1).saturating_mul(per_block).min(clusters.end);
-            read_part(walk, survey, block, cluster..end, &mut counts);
-            cluster = end;
-        }
+        // Blocks and regions both hold powers of two of counts, so one is a multiple of the other.
+        let region_length = clusters.end - clusters.start;
+        let per_part = walk.geometry.refcount_block_entries().min(region_length);
+        let starts = (clusters.start..clusters.end).step_by(usize::try_from(per_part).unwrap_or(1));
         Self {
+            order: walk.geometry.refcount_order(),
+            parts: starts
+                .map(|start| read_part(walk, survey, start, per_part))
+                .collect(),
             first: clusters.start,
-            counts,
+            per_part,
         }
     }
 
-    /// The stored count of a cluster of this region.
+    /// The stored count of a cluster of this region; `None` where it is not known.
     pub(super) fn get(&self, cluster: HostCluster) -> Option<u64> {
-        let index = usize::try_from(cluster.0.checked_sub(self.first)?).ok()?;
-        self.counts.get(index).copied().flatten()
+        let index = cluster.0.checked_sub(self.first)?;
+        let part = self
+            .parts
+            .get(usize::try_from(index / self.per_part).ok()?)?;
+        match part {
+            Part::Unknown => None,
+            Part::Absent => Some(0),
+            Part::Bytes(bytes) => {
+                let within = usize::try_from(index % self.per_part).ok()?;
+                Some(refcount_at(bytes, self.order, within))
+            }
+        }
     }
 }
 
-/// Appends the counts of `clusters`, which lie in refcount block `block`.
-fn read_part<S: Storage>(
-    walk: Walk<'_, S>,
-    survey: &Survey,
-    block: u64,
-    clusters: std::ops::Range<u64>,
-    counts: &mut Vec<Option<u64>>,
-) {
-    let order = walk.geometry.refcount_order();
-    let wanted = usize::try_from(clusters.end - clusters.start).unwrap_or(0);
+/// Reads `count` counts from cluster `start` on, which all lie in one refcount block and fill whole bytes.
+fn read_part<S: Storage>(walk: Walk<'_, S>, survey: &Survey, start: u64, count: u64) -> Part {
+    let geometry = walk.geometry;
+    let per_block = geometry.refcount_block_entries();
+    let block = start / per_block;
     if survey.unknown_counts.all || survey.unknown_counts.blocks.contains(&block) {
-        counts.extend(std::iter::repeat_n(None, wanted));
-        return;
+        return Part::Unknown;
     }
     let found = survey
         .refcount_blocks
         .binary_search_by_key(&block, |item| item.index);
     let Some(item) = found.ok().and_then(|at| survey.refcount_blocks.get(at)) else {
-        counts.extend(std::iter::repeat_n(Some(0), wanted));
-        return;
+        return Part::Absent;
     };
-    // Blocks and regions hold powers of two of counts, at least 64, so a part starts and ends at whole bytes.
-    let per_block = walk.geometry.refcount_block_entries();
-    let start_byte = ((clusters.start % per_block) << order) / 8;
-    let bytes = ((clusters.end - clusters.start) << order) / 8;
-    let mut part = vec![0; usize::try_from(bytes).unwrap_or(0)];
-    let offset = walk.geometry.offset_of(item.cluster).0 + start_byte;
-    let is_read = walk.image.read_into(HostOffset(offset), &mut part).is_ok();
-    counts.extend((0..wanted).map(|index| is_read.then(|| refcount_at(&part, order, index))));
+    let start_byte = ((start % per_block) << geometry.refcount_order()) / 8;
+    let length = (count << geometry.refcount_order()) / 8;
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    let offset = geometry.offset_of(item.cluster).0 + start_byte;
+    match walk.image.read_into(HostOffset(offset), &mut bytes) {
+        Ok(()) => Part::Bytes(bytes),
+        Err(_) => Part::Unknown,
+    }
 }
 
 /// The stored count of one cluster; `None` where it is not known.
@@ -151,10 +164,5 @@ pub(super) fn stored_count<S: Storage>(
     survey: &Survey,
     cluster: HostCluster,
 ) -> Option<u64> {
-    let block = cluster.0 / walk.geometry.refcount_block_entries();
-    let first = cluster.0 / 64 * 64;
-    let mut counts = Vec::new();
-    read_part(walk, survey, block, first..first + 64, &mut counts);
-    let index = usize::try_from(cluster.0 % 64).ok()?;
-    counts.get(index).copied().flatten()
+    RegionCounts::read(walk, survey, region_of(cluster)).get(cluster)
 }

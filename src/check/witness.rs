@@ -15,7 +15,7 @@ use crate::progress::Phase;
 use crate::qcow2::{
     ClusterRange, Geometry, GuestRange, HostCluster, HostOffset, L1Entry, Place, Tree, words,
 };
-use crate::refcount_map::{ClusterSet, Identity, Ledger, Tally, region_clusters};
+use crate::refcount_map::{ClusterSet, Identity, Ledger, Tally};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::{Mapped, Rules, Target};
@@ -81,8 +81,7 @@ impl StoredOnes {
         let regions: Vec<u64> = suspects.regions().collect();
         regions.par_iter().for_each(|&region| {
             let counts = RegionCounts::read(walk, survey, region);
-            let clusters = region_clusters(region).map(HostCluster);
-            for cluster in clusters.filter(|&cluster| suspects.contains(cluster)) {
+            for cluster in suspects.clusters_of(region) {
                 match counts.get(cluster) {
                     Some(1) => stored.one.insert(cluster),
                     Some(_) => {}

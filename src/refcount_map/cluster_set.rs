@@ -2,13 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-#[cfg(test)]
-use super::region_clusters;
 use super::sparse::Sparse;
-use super::{MAX_CLUSTERS, REGION_CLUSTERS, locate};
+use super::{MAX_CLUSTERS, REGION_CLUSTERS, locate, region_clusters};
 use crate::qcow2::HostCluster;
 
-const WORDS: usize = (REGION_CLUSTERS / 64) as usize;
+/// Words of 64 bits in a region.
+pub(super) const WORDS: usize = (REGION_CLUSTERS / 64) as usize;
 
 /// The bits of one region.
 #[derive(Debug)]
@@ -50,12 +49,32 @@ impl Plane {
         self.words.iter().all(|word| word.load(Relaxed) == 0)
     }
 
+    /// The words, 64 clusters each.
+    pub(super) fn words(&self) -> impl Iterator<Item = u64> {
+        self.words.iter().map(|word| word.load(Relaxed))
+    }
+
     fn count(&self) -> u64 {
         self.words
             .iter()
             .map(|word| u64::from(word.load(Relaxed).count_ones()))
             .sum()
     }
+}
+
+/// The clusters whose bits are set in the words of a region.
+pub(super) fn clusters_of_words(
+    region: u64,
+    words: impl Iterator<Item = u64>,
+) -> impl Iterator<Item = HostCluster> {
+    let start = region_clusters(region).start;
+    (0_u64..).zip(words).flat_map(move |(index, mut word)| {
+        std::iter::from_fn(move || {
+            let bit = u64::from((word != 0).then(|| word.trailing_zeros())?);
+            word &= word - 1;
+            Some(HostCluster(start + index * 64 + bit))
+        })
+    })
 }
 
 /// A set of clusters.
@@ -105,13 +124,20 @@ impl ClusterSet {
             .map(|(region, _)| region)
     }
 
+    /// The clusters of the set in one region, 64 to a word.
+    pub(super) fn words_of(&self, region: u64) -> impl Iterator<Item = u64> {
+        self.planes.get(region).into_iter().flat_map(Plane::words)
+    }
+
+    /// The clusters of the set in one region, in order.
+    pub(crate) fn clusters_of(&self, region: u64) -> impl Iterator<Item = HostCluster> {
+        clusters_of_words(region, self.words_of(region))
+    }
+
     /// Every cluster, in order.
     #[cfg(test)]
     fn iter(&self) -> impl Iterator<Item = HostCluster> {
-        self.regions()
-            .flat_map(region_clusters)
-            .map(HostCluster)
-            .filter(|&cluster| self.contains(cluster))
+        self.regions().flat_map(|region| self.clusters_of(region))
     }
 }
 

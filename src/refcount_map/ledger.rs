@@ -11,7 +11,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
-use super::cluster_set::{ClusterSet, Plane};
+use super::cluster_set::{ClusterSet, Plane, WORDS, clusters_of_words};
 use super::sparse::Sparse;
 use super::{Identity, MAX_CLUSTERS, METADATA, NOBODY, REGION_CLUSTERS, locate};
 use crate::qcow2::HostCluster;
@@ -105,6 +105,21 @@ impl Ledger {
             .get()
             .and_then(|many| many.owed.get(slot))
             .map_or(0, |owed| u64::from(owed.load(Relaxed)))
+    }
+
+    /// Clusters of a region that are owed something or suspect, in order.
+    pub(crate) fn unsettled_clusters(&self, region: u64) -> Vec<HostCluster> {
+        let empty = || std::iter::repeat_n(0, WORDS);
+        let owing: Vec<u64> = match self.regions.get(region) {
+            None => empty().collect(),
+            Some(region) => region.owing_words(),
+        };
+        let suspects = self.suspects.words_of(region).chain(empty());
+        let either = owing
+            .iter()
+            .zip(suspects)
+            .map(|(owing, suspect)| owing | suspect);
+        clusters_of_words(region, either).collect()
     }
 
     /// Regions where something is owed or suspect, in order.
@@ -210,6 +225,19 @@ impl<'a> Cursor<'a> {
 }
 
 impl Region {
+    /// Clusters that are owed something, 64 to a word.
+    fn owing_words(&self) -> Vec<u64> {
+        let mut words: Vec<u64> = self.one.words().collect();
+        if let Some(many) = self.many.get() {
+            for (word, counts) in words.iter_mut().zip(many.owed.chunks(64)) {
+                for (bit, owed) in counts.iter().enumerate() {
+                    *word |= u64::from(owed.load(Relaxed) != 0) << bit;
+                }
+            }
+        }
+        words
+    }
+
     fn owes_anything(&self) -> bool {
         !self.one.is_empty()
             || self

@@ -1,0 +1,304 @@
+//! Refcounts and COPIED flags, adjusted in place.
+//!
+//! Comes in: an examination and a permit. Goes out: patches of single counts and flags. Never here: new structures, or a
+//! patch in a cluster that has an owner besides the structure it belongs to.
+
+use std::io;
+
+use super::evidence::Permit;
+use super::sectors::{self, Patch, header_patch};
+use super::{Stage, StageKind};
+use crate::check::{Difference, Examination};
+use crate::coverage::Gap;
+use crate::image::Image;
+use crate::qcow2::{
+    Geometry, HostCluster, HostOffset, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, L1Entry, words,
+};
+use crate::refcount_map::ClusterSet;
+use crate::storage::Storage;
+use crate::walk::batch::{GroupVisitor, read_tables};
+use crate::walk::l2_table::{Rules, Target};
+use crate::walk::{L2Item, Survey};
+
+/// Byte offset of the incompatible feature bits in a version 3 header.
+const INCOMPATIBLE_FEATURES_OFFSET: u64 = 72;
+
+/// Everything the permit allows, as patches.
+pub(super) fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit) -> Vec<Patch> {
+    let differences = examination.differences();
+    let contested = contested_clusters(&differences);
+    let counts = planned_counts(examination, permit, &differences, &contested);
+    let mut patches = refcount_patches(examination, &differences, &counts);
+    if permit.may_correct || !patches.is_empty() {
+        patches.extend(flag_patches(examination, &differences, &counts, &contested));
+    }
+    let has_flags_or_raises = patches
+        .iter()
+        .any(|patch| patch.stage != StageKind::LowerRefcounts);
+    if has_flags_or_raises && !contested.contains(HostCluster(0)) {
+        patches.extend(guard_patch(examination.walk.image));
+    }
+    patches
+}
+
+/// Clusters with users that may not share them: nothing is written there.
+fn contested_clusters(differences: &[Difference]) -> ClusterSet {
+    let contested = ClusterSet::new();
+    for difference in differences
+        .iter()
+        .filter(|difference| difference.has_conflict)
+    {
+        contested.insert(difference.cluster);
+    }
+    contested
+}
+
+/// The count each difference is to have afterwards; the stored one where nothing may be done.
+fn planned_counts<S: Storage>(
+    examination: &Examination<'_, S>,
+    permit: Permit,
+    differences: &[Difference],
+    contested: &ClusterSet,
+) -> Vec<u64> {
+    let geometry = examination.walk.geometry;
+    differences
+        .iter()
+        .map(|difference| {
+            let wanted = difference.expected.min(geometry.refcount_max());
+            let is_allowed = if wanted > difference.stored {
+                permit.may_correct
+            } else {
+                permit.may_lower
+            };
+            let block = refcount_block(&examination.survey, geometry, difference.cluster);
+            // A block that the file ends in has counts that are not on disk; writing one would grow the file.
+            let is_writable = block.is_some_and(|block| {
+                !contested.contains(block) && is_in_file(geometry, block, difference.cluster)
+            });
+            if is_allowed && is_writable {
+                wanted
+            } else {
+                difference.stored
+            }
+        })
+        .collect()
+}
+
+/// Whether a cluster's count lies before the end of the file, in the block at `block`.
+fn is_in_file(geometry: Geometry, block: HostCluster, cluster: HostCluster) -> bool {
+    let index = cluster.0 % geometry.refcount_block_entries();
+    let last_bit = ((index + 1) << geometry.refcount_order()) - 1;
+    geometry.offset_of(block).0 + last_bit / 8 < geometry.file_bytes()
+}
+
+fn refcount_block(
+    survey: &Survey,
+    geometry: Geometry,
+    cluster: HostCluster,
+) -> Option<HostCluster> {
+    let index = cluster.0 / geometry.refcount_block_entries();
+    let at = survey
+        .refcount_blocks
+        .binary_search_by_key(&index, |block| block.index)
+        .ok()?;
+    survey.refcount_blocks.get(at).map(|block| block.cluster)
+}
+
+fn refcount_patches<S: Storage>(
+    examination: &Examination<'_, S>,
+    differences: &[Difference],
+    counts: &[u64],
+) -> Vec<Patch> {
+    let geometry = examination.walk.geometry;
+    let mut patches = Vec::new();
+    for (difference, &count) in differences.iter().zip(counts) {
+        let block = refcount_block(&examination.survey, geometry, difference.cluster);
+        let Some(block) = block.filter(|_| count != difference.stored) else {
+            continue;
+        };
+        let index = difference.cluster.0 % geometry.refcount_block_entries();
+        let stage = if count > difference.stored {
+            StageKind::RaiseRefcounts
+        } else {
+            StageKind::LowerRefcounts
+        };
+        let block_offset = geometry.offset_of(block).0;
+        patches.push(Patch::refcount(
+            stage,
+            block_offset,
+            geometry.refcount_order(),
+            index,
+            count,
+        ));
+    }
+    patches
+}
+
+/// COPIED flags of the active mapping that will not say whether the count is one.
+fn flag_patches<S: Storage>(
+    examination: &Examination<'_, S>,
+    differences: &[Difference],
+    counts: &[u64],
+    contested: &ClusterSet,
+) -> Vec<Patch> {
+    if examination.walk.image.header().has_data_file() {
+        return Vec::new();
+    }
+    let touched = ClusterSet::new();
+    let single = ClusterSet::new();
+    for (difference, &count) in differences.iter().zip(counts) {
+        touched.insert(difference.cluster);
+        if count == 1 {
+            single.insert(difference.cluster);
+        }
+    }
+    let wanted = Wanted {
+        touched: &touched,
+        single: &single,
+    };
+    let mut patches = l1_flag_patches(examination, &wanted, contested);
+    let rules = Rules::new(examination.walk);
+    let visitors = read_tables(examination.walk, &examination.survey.l2_tables, || {
+        Visitor {
+            rules: &rules,
+            wanted,
+            contested,
+            patches: Vec::new(),
+        }
+    });
+    for visitor in visitors {
+        patches.extend(visitor.patches);
+    }
+    patches
+}
+
+/// Which clusters' flags are looked at, and which of those have a count of one afterwards.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    touched: &'a ClusterSet,
+    single: &'a ClusterSet,
+}
+
+impl Wanted<'_> {
+    /// The stage and the flag, where the flag is not what it should be.
+    fn correction(self, cluster: HostCluster, copied: bool) -> Option<(StageKind, bool)> {
+        let wants = self.single.contains(cluster);
+        match (self.touched.contains(cluster), copied, wants) {
+            (true, true, false) => Some((StageKind::ClearCopied, false)),
+            (true, false, true) => Some((StageKind::SetCopied, true)),
+            _ => None,
+        }
+    }
+}
+
+fn l1_flag_patches<S: Storage>(
+    examination: &Examination<'_, S>,
+    wanted: &Wanted<'_>,
+    contested: &ClusterSet,
+) -> Vec<Patch> {
+    let walk = examination.walk;
+    let table_offset = walk.image.header().l1_table_offset;
+    let in_file = walk.geometry.file_bytes().saturating_sub(table_offset) / 8;
+    let entries = u64::from(walk.image.header().l1_size)
+        .min(in_file)
+        .min(1 << 22);
+    let mut table = vec![0; usize::try_from(entries * 8).unwrap_or(0)];
+    if walk
+        .image
+        .read_into(HostOffset(table_offset), &mut table)
+        .is_err()
+    {
+        return Vec::new();
+    }
+    let mut patches = Vec::new();
+    for (index, word) in (0_u64..).zip(words(&table)) {
+        let entry = L1Entry(word);
+        let offset = table_offset + index * 8;
+        let is_writable = !contested.contains(walk.geometry.cluster_at(HostOffset(offset)));
+        let cluster = entry
+            .l2_table_offset()
+            .and_then(|offset| walk.geometry.admit(offset).ok())
+            .filter(|_| is_writable);
+        let correction = cluster.and_then(|cluster| wanted.correction(cluster, entry.copied()));
+        if let Some((stage, copied)) = correction {
+            patches.push(Patch::copied_flag(stage, offset, copied));
+        }
+    }
+    patches
+}
+
+struct Visitor<'a> {
+    rules: &'a Rules,
+    wanted: Wanted<'a>,
+    contested: &'a ClusterSet,
+    patches: Vec<Patch>,
+}
+
+impl GroupVisitor<L2Item> for Visitor<'_> {
+    fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
+        if item.trees.active == 0 || self.contested.contains(item.cluster) {
+            return;
+        }
+        let geometry = self.rules.geometry;
+        let table_offset = geometry.offset_of(item.cluster).0;
+        let rules = self.rules;
+        rules.walk_table(item, bytes, None, |mapped| {
+            if let Target::Standard {
+                cluster: Ok(cluster),
+                copied,
+                ..
+            } = mapped.target
+                && let Some((stage, copied)) = self.wanted.correction(cluster, copied)
+            {
+                let offset = table_offset + mapped.index * geometry.l2_entry_bytes();
+                self.patches.push(Patch::copied_flag(stage, offset, copied));
+            }
+        });
+    }
+
+    fn miss(&mut self, _item: &L2Item, _gap: Gap) {}
+}
+
+/// Sets the corrupt bit, where the header has one.
+fn guard_patch<S: Storage>(image: &Image<S>) -> Option<Patch> {
+    let header = image.header();
+    let has_bits = header.version == 3 && !header.is_corrupt();
+    has_bits.then(|| {
+        let features = header.incompatible_features | INCOMPATIBLE_CORRUPT;
+        header_patch(StageKind::Guard, INCOMPATIBLE_FEATURES_OFFSET, features)
+    })
+}
+
+/// What the dirty and corrupt bits are to say in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Neither is set.
+    Consistent,
+    /// What they said before.
+    AsItWas,
+}
+
+/// The stages, with a last one that gives the dirty and corrupt bits their final value.
+pub(super) fn with_final_state<S: Storage>(
+    image: &Image<S>,
+    stages: Vec<Stage>,
+    goal: State,
+) -> io::Result<Vec<Stage>> {
+    let header = image.header();
+    let is_guarded = stages.iter().any(|stage| stage.kind == StageKind::Guard);
+    let features = match goal {
+        State::Consistent => {
+            header.incompatible_features & !(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT)
+        }
+        State::AsItWas => header.incompatible_features,
+    };
+    if header.version < 3 || (!is_guarded && features == header.incompatible_features) {
+        return Ok(stages);
+    }
+    let patch = header_patch(
+        StageKind::ClearState,
+        INCOMPATIBLE_FEATURES_OFFSET,
+        features,
+    );
+    sectors::with_last_patch(image.storage(), stages, patch)
+}

@@ -1,0 +1,255 @@
+//! From patches of single counts and flags to whole sectors, stage by stage.
+//!
+//! Comes in: patches, in any order. Goes out: stages of edits that name what must be there before and after. Never here:
+//! why a patch is made. A sector is what a disk writes whole or not at all.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::{Edit, Stage, StageKind};
+use crate::storage::Storage;
+
+/// Bytes in a sector.
+const SECTOR: usize = 512;
+/// Neighbouring sectors of a stage become one edit of at most this many bytes.
+const MAX_EDIT_BYTES: usize = 1 << 20;
+
+/// Bits to change, within one sector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patch {
+    pub(super) stage: StageKind,
+    /// Byte offset in the file, a multiple of `bytes`.
+    offset: u64,
+    /// How many bytes the big-endian number has: 1, 2, 4 or 8.
+    bytes: usize,
+    /// The bits of it that change.
+    mask: u64,
+    /// Their new value.
+    value: u64,
+}
+
+/// A patch of a 64-bit header field.
+pub(super) fn header_patch(stage: StageKind, offset: u64, value: u64) -> Patch {
+    Patch {
+        stage,
+        offset,
+        bytes: 8,
+        mask: u64::MAX,
+        value,
+    }
+}
+
+impl Patch {
+    /// A patch of the refcount at `index` of the block at `block_offset`.
+    pub(super) fn refcount(
+        stage: StageKind,
+        block_offset: u64,
+        order: u32,
+        index: u64,
+        count: u64,
+    ) -> Self {
+        if order >= 3 {
+            let bytes = 1_usize << (order - 3);
+            return Self {
+                stage,
+                offset: block_offset + (index << (order - 3)),
+                bytes,
+                mask: u64::MAX >> (64 - 8 * bytes),
+                value: count,
+            };
+        }
+        // Counts narrower than a byte lie with the lowest index in the lowest bits.
+        let per_byte_bits = 3 - order;
+        let slot = index & ((1 << per_byte_bits) - 1);
+        let shift = slot << order;
+        let ones = (1_u64 << (1 << order)) - 1;
+        Self {
+            stage,
+            offset: block_offset + (index >> per_byte_bits),
+            bytes: 1,
+            mask: ones << shift,
+            value: count << shift,
+        }
+    }
+
+    /// A patch of the COPIED flag of the L1 or L2 entry at `offset`.
+    pub(super) fn copied_flag(stage: StageKind, offset: u64, copied: bool) -> Self {
+        Self {
+            stage,
+            offset,
+            bytes: 8,
+            mask: 1 << 63,
+            value: u64::from(copied) << 63,
+        }
+    }
+
+    fn sector(&self) -> u64 {
+        self.offset / SECTOR as u64
+    }
+
+    fn apply(&self, sector: &mut [u8]) {
+        let start = usize::try_from(self.offset % SECTOR as u64).unwrap_or(0);
+        let Some(bytes) = sector.get_mut(start..start + self.bytes) else {
+            return;
+        };
+        let old = bytes
+            .iter()
+            .fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
+        let new = (old & !self.mask) | (self.value & self.mask);
+        for (position, byte) in bytes.iter_mut().rev().enumerate() {
+            *byte = u8::try_from((new >> (8 * position)) & 0xff).unwrap_or(0);
+        }
+    }
+}
+
+/// Lays patches out as stages of whole sectors; a patch that changes nothing makes no edit.
+///
+/// A file may end inside a sector; the edit then ends there too, so that no repair grows the file by accident.
+pub(super) fn lay_out(storage: &impl Storage, mut patches: Vec<Patch>) -> io::Result<Vec<Stage>> {
+    let length_bytes = storage.length_bytes()?;
+    patches.sort_by_key(|patch| (patch.sector(), patch.stage));
+    let mut stages: BTreeMap<StageKind, Stage> = BTreeMap::new();
+    for of_sector in patches.chunk_by(|left, right| left.sector() == right.sector()) {
+        let Some(first) = of_sector.first() else {
+            continue;
+        };
+        let offset = first.sector() * SECTOR as u64;
+        let mut now = read_sector(storage, offset, length_bytes)?;
+        for of_stage in of_sector.chunk_by(|left, right| left.stage == right.stage) {
+            let before = now.clone();
+            for patch in of_stage {
+                patch.apply(&mut now);
+            }
+            if let Some(patch) = of_stage.first().filter(|_| now != before) {
+                let stage = stages.entry(patch.stage).or_insert_with(|| Stage {
+                    kind: patch.stage,
+                    edits: Vec::new(),
+                    change_count: 0,
+                });
+                stage.change_count += of_stage.len() as u64;
+                stage.push(offset, &before, &now);
+            }
+        }
+    }
+    Ok(stages.into_values().collect())
+}
+
+/// Reads a sector, as far as the file has it.
+fn read_sector(storage: &impl Storage, offset: u64, length_bytes: u64) -> io::Result<Vec<u8>> {
+    let in_file = length_bytes.saturating_sub(offset).min(SECTOR as u64);
+    let mut sector = vec![0; usize::try_from(in_file).unwrap_or(SECTOR)];
+    storage.read_at(offset, &mut sector)?;
+    Ok(sector)
+}
+
+/// Adds one patch to be applied after all stages.
+pub(super) fn with_last_patch(
+    storage: &impl Storage,
+    mut stages: Vec<Stage>,
+    patch: Patch,
+) -> io::Result<Vec<Stage>> {
+    let offset = patch.sector() * SECTOR as u64;
+    let mut before = read_sector(storage, offset, storage.length_bytes()?)?;
+    for edit in stages.iter().flat_map(|stage| &stage.edits) {
+        edit.apply_to(offset, &mut before);
+    }
+    let mut after = before.clone();
+    patch.apply(&mut after);
+    if after != before {
+        stages.push(Stage {
+            kind: patch.stage,
+            edits: vec![Edit {
+                offset,
+                before,
+                after,
+            }],
+            change_count: 1,
+        });
+    }
+    Ok(stages)
+}
+
+impl Stage {
+    /// Adds a sector, to the last edit if it follows it.
+    fn push(&mut self, offset: u64, before: &[u8], after: &[u8]) {
+        if let Some(last) = self.edits.last_mut()
+            && last.offset + last.after.len() as u64 == offset
+            && last.after.len() < MAX_EDIT_BYTES
+            && last.after.len().is_multiple_of(SECTOR)
+        {
+            last.before.extend_from_slice(before);
+            last.after.extend_from_slice(after);
+            return;
+        }
+        self.edits.push(Edit {
+            offset,
+            before: before.to_vec(),
+            after: after.to_vec(),
+        });
+    }
+}
+
+impl Edit {
+    /// Applies the part of this edit that lies in the sector at `offset`.
+    fn apply_to(&self, offset: u64, sector: &mut [u8]) {
+        let part = offset
+            .checked_sub(self.offset)
+            .and_then(|skip| usize::try_from(skip).ok())
+            .and_then(|skip| self.after.get(skip..skip.checked_add(sector.len())?));
+        if let Some(part) = part {
+            sector.copy_from_slice(part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qcow2::refcount_at;
+
+    #[test]
+    fn every_width_changes_one_count_and_no_other() {
+        for order in 0..=6 {
+            let entries = (SECTOR * 8) >> order;
+            for index in [0, 1, entries / 2, entries - 1] {
+                let mut sector: Vec<u8> = (0..=255).cycle().take(SECTOR).collect();
+                let before: Vec<u64> = (0..entries)
+                    .map(|i| refcount_at(&sector, order, i))
+                    .collect();
+                let count = u64::from(before[index] != 1);
+                let patch =
+                    Patch::refcount(StageKind::RaiseRefcounts, 0, order, index as u64, count);
+                patch.apply(&mut sector);
+                for (i, &old) in before.iter().enumerate() {
+                    let wanted = if i == index { count } else { old };
+                    assert_eq!(
+                        refcount_at(&sector, order, i),
+                        wanted,
+                        "order {order}, {i} of {index}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stages_of_one_sector_build_on_each_other() {
+        let storage = vec![0_u8; 2048];
+        let patches = vec![
+            Patch::refcount(StageKind::LowerRefcounts, 512, 4, 1, 7),
+            Patch::refcount(StageKind::RaiseRefcounts, 512, 4, 0, 9),
+            Patch::refcount(StageKind::RaiseRefcounts, 1024, 4, 0, 9),
+        ];
+        let stages = lay_out(&storage, patches).expect("memory can be read");
+        assert_eq!(stages.len(), 2);
+        assert_eq!(stages[0].kind, StageKind::RaiseRefcounts);
+        assert_eq!(
+            stages[0].edits.len(),
+            1,
+            "neighbouring sectors are one edit"
+        );
+        assert_eq!(stages[0].edits[0].after.len(), 1024);
+        assert_eq!(stages[1].edits[0].before[1], 9);
+        assert_eq!(stages[1].edits[0].after[3], 7);
+    }
+}
