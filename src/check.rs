@@ -10,6 +10,7 @@
 //! 5. Compare what is left with what is stored, and say so in ranges (`compare`), with the owners' names (`owners`).
 
 mod compare;
+mod digest;
 mod extents;
 mod owners;
 mod settle;
@@ -18,6 +19,7 @@ mod verdict;
 mod witness;
 
 pub(crate) use compare::Difference;
+pub(crate) use digest::metadata_digest;
 pub use verdict::Verdict;
 
 use self::witness::Witnessed;

@@ -27,6 +27,8 @@ pub mod qcow2;
 mod refcount_map;
 pub mod report;
 mod storage;
+mod transaction;
+pub mod undo;
 mod walk;
 
 pub use check::{
@@ -42,4 +44,8 @@ pub use finding::{
 pub use image::Image;
 pub use plan::{Edit, Mode, Plan, Stage, StageKind, Withheld, plan};
 pub use progress::{Phase, Progress};
-pub use storage::{FileIdentity, ImageFile, Overlay, Sharing, Storage};
+pub use storage::{
+    FileIdentity, ImageFile, Overlay, RepairFile, Sharing, Storage, StorageMut, UndoSink,
+    UndoSinkFile,
+};
+pub use transaction::{Identity, Receipt, RepairError, apply, undo_repair};

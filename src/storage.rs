@@ -1,16 +1,18 @@
 //! Where bytes come from: one trait, implemented by files, block devices and plain memory.
 //!
-//! Comes in: offsets. Goes out: bytes. Never here: what the bytes mean, and no way to write: a type that can only be
-//! read from is what a check is given.
+//! Comes in: offsets. Goes out: bytes. Never here: what the bytes mean. A check is given a type that can only be read
+//! from; [`StorageMut`] is named by the transaction alone.
 
 mod file;
 mod lock;
 mod overlay;
+mod undo_file;
 
 use std::io;
 
-pub use file::{FileIdentity, ImageFile, Sharing};
+pub use file::{FileIdentity, ImageFile, RepairFile, Sharing};
 pub use overlay::Overlay;
+pub use undo_file::{UndoSink, UndoSinkFile};
 
 /// Something to read an image from.
 pub trait Storage: Sync {
@@ -21,6 +23,15 @@ pub trait Storage: Sync {
     ///
     /// Zeros past the end are what every reader of the format sees: a file ends where its last write ended.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+/// Something an image can be repaired on. Reading shares it, writing does not: nobody reads while something is written.
+pub trait StorageMut: Storage {
+    /// Writes all of `bytes` from byte `offset` on.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Returns when everything written will survive a power cut.
+    fn sync(&mut self) -> io::Result<()>;
 }
 
 impl Storage for [u8] {

@@ -5,6 +5,8 @@
 //! | `corpus` | every image in `corpus/` is reported as recorded |
 //! | `damage` | one forged damage for each code, with everything it provokes |
 //! | `law` | what is true of every image: same report at any number of threads, agreement with a naive model |
+//! | `plan` | what a repair would do to every image of the corpus |
+//! | `crash` | no power cut makes an image worse, and undo comes back from every state |
 //! | `oracle` | agreement with `qemu-img check` to the digit, over images made by the real tools |
 //! | `cli` | exit codes, JSON, locks, signals, files that are no images |
 //! | `tidy` | the rules of the house |
@@ -16,6 +18,7 @@
 )]
 
 mod corpus;
+mod crash;
 mod oracle;
 mod plan;
 mod support;

@@ -1,7 +1,7 @@
-//! Files and block devices, opened once and only for reading.
+//! Files and block devices, opened once: for reading, or alone for a repair.
 //!
 //! Comes in: a path a person gave. Goes out: an [`ImageFile`] that holds QEMU's locks. Never here: opening anything an
-//! image names, waiting on a FIFO, writing.
+//! image names, waiting on a FIFO.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::Storage;
 use super::lock::{self, LockScope};
+use super::{Storage, StorageMut};
 use crate::error::Error;
 
 /// How to treat other programs that have the image open.
@@ -44,24 +44,12 @@ pub struct FileIdentity {
 impl ImageFile {
     /// Opens `path`, which must be a regular file or a block device, and takes QEMU's locks.
     pub fn open(path: &Path, sharing: Sharing) -> Result<Self, Error> {
-        let open_error = |source| Error::Open {
-            path: path.to_owned(),
-            source,
-        };
-        // Looked at before it is opened: opening a FIFO or a tape has effects of its own.
-        refuse_other_types(path, &std::fs::metadata(path).map_err(open_error)?)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(OFlag::O_NONBLOCK.bits())
-            .open(path)
-            .map_err(open_error)?;
-        let metadata = file.metadata().map_err(open_error)?;
-        refuse_other_types(path, &metadata)?;
+        let (file, is_block_device) = open_file(path, OpenOptions::new().read(true))?;
         let lock_scope = lock::acquire(&file, path, sharing)?;
         Ok(Self {
             path: path.to_owned(),
-            is_block_device: metadata.file_type().is_block_device(),
             file,
+            is_block_device,
             lock_scope,
         })
     }
@@ -102,6 +90,62 @@ impl ImageFile {
     }
 }
 
+/// An image file or block device, open for a repair: nobody else may have it open, not even for reading.
+#[derive(Debug)]
+pub struct RepairFile {
+    image: ImageFile,
+}
+
+impl RepairFile {
+    /// Opens `path` for reading and writing, and keeps everybody else out.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let (file, is_block_device) = open_file(path, OpenOptions::new().read(true).write(true))?;
+        let lock_scope = lock::acquire_alone(&file, path)?;
+        Ok(Self {
+            image: ImageFile {
+                path: path.to_owned(),
+                file,
+                is_block_device,
+                lock_scope,
+            },
+        })
+    }
+
+    /// The same file, to be read.
+    pub fn image(&self) -> &ImageFile {
+        &self.image
+    }
+
+    /// The numbers of the device and the inode, to tell this file from others.
+    pub fn device_and_inode(&self) -> io::Result<(u64, u64)> {
+        let metadata = self.image.file.metadata()?;
+        if self.image.is_block_device {
+            return Ok((metadata.rdev(), 0));
+        }
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+impl Storage for RepairFile {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.image.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.image.read_at(offset, buffer)
+    }
+}
+
+impl StorageMut for RepairFile {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.image.file.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.image.file.sync_all()
+    }
+}
+
 impl Storage for ImageFile {
     fn length_bytes(&self) -> io::Result<u64> {
         if self.is_block_device {
@@ -136,6 +180,23 @@ impl Storage for ImageFile {
         }
         Ok(())
     }
+}
+
+/// Opens a regular file or block device; says whether it is a block device.
+fn open_file(path: &Path, options: &mut OpenOptions) -> Result<(File, bool), Error> {
+    let open_error = |source| Error::Open {
+        path: path.to_owned(),
+        source,
+    };
+    // Looked at before it is opened: opening a FIFO or a tape has effects of its own.
+    refuse_other_types(path, &std::fs::metadata(path).map_err(open_error)?)?;
+    let file = options
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(open_error)?;
+    let metadata = file.metadata().map_err(open_error)?;
+    refuse_other_types(path, &metadata)?;
+    Ok((file, metadata.file_type().is_block_device()))
 }
 
 fn refuse_other_types(path: &Path, metadata: &Metadata) -> Result<(), Error> {

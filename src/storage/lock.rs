@@ -48,6 +48,28 @@ pub(super) fn acquire(file: &File, path: &Path, sharing: Sharing) -> Result<Lock
         ),
         Sharing::Forced => (&[USES_CONSISTENT_READ], &[UNSHARES_CONSISTENT_READ]),
     };
+    lock_bytes(file, path, held, asked, sharing == Sharing::Protected)
+}
+
+/// Takes the locks of somebody who must be alone, even with readers, or says who is in the way.
+pub(super) fn acquire_alone(file: &File, path: &Path) -> Result<LockScope, Error> {
+    let uses = [USES_CONSISTENT_READ, USES_WRITE, USES_RESIZE];
+    let unshares: Vec<i64> = (UNSHARES_CONSISTENT_READ..=UNSHARES_RESIZE).collect();
+    let held = [&uses[..], &unshares].concat();
+    let others_use: Vec<i64> = (USES_CONSISTENT_READ..=USES_RESIZE).collect();
+    let others_refuse = [UNSHARES_CONSISTENT_READ, UNSHARES_WRITE, UNSHARES_RESIZE];
+    let asked = [&others_use[..], &others_refuse].concat();
+    lock_bytes(file, path, &held, &asked, true)
+}
+
+/// Locks bytes first and asks about others' then: whoever comes at the same time sees the same, and one or both refuse.
+fn lock_bytes(
+    file: &File,
+    path: &Path,
+    held: &[i64],
+    asked: &[i64],
+    asks_outside: bool,
+) -> Result<LockScope, Error> {
     for &byte in held {
         match set_shared(file, byte) {
             Ok(()) => {}
@@ -61,7 +83,7 @@ pub(super) fn acquire(file: &File, path: &Path, sharing: Sharing) -> Result<Lock
             return Err(in_use(file, path, byte, 1));
         }
     }
-    if sharing == Sharing::Protected {
+    if asks_outside {
         // Outside QEMU's bytes: libvirt's lock manager holds byte 0, other monitors lock the whole file.
         for (start, length) in [(0, 100), (204, 0)] {
             if is_held_by_others(file, start, length) {

@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Checks QEMU qcow2 disk images, offline, and says what is wrong, where, and whose it is.
 ///
-/// qfsck reads metadata only and never writes to an image. It opens no file but the one it is given: not the backing
-/// file, not the external data file, and it needs no encryption key.
+/// qfsck reads metadata only, and a check never writes. It opens no file but the one it is given: not the backing file,
+/// not the external data file, and it needs no encryption key.
 #[derive(Debug, Parser)]
 #[command(name = "qfsck", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -20,6 +20,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Check images: refcounts, tables, snapshots, bitmaps, header
     Check(CheckArgs),
+    /// Repair an image, in a way that can be looked at first and taken back
+    Repair(RepairArgs),
+    /// Take a repair back
+    Undo(UndoArgs),
     /// Say who owns a place in the image file, or where a guest offset lives
     Owner(OwnerArgs),
     /// Explain a finding: cause, risk, remedy
@@ -92,7 +96,7 @@ pub(crate) struct CheckArgs {
     #[arg(short = 'f', long = "format", value_name = "FORMAT")]
     pub(crate) format: Option<String>,
 
-    /// Not in this version: qfsck only checks
+    /// Not in this version: see `qfsck repair`
     #[arg(short = 'r', value_enum, value_name = "WHAT")]
     pub(crate) repair: Option<Repair>,
 
@@ -127,6 +131,73 @@ pub(crate) struct CheckArgs {
     /// Accepted for scripts written for qemu-img; qfsck needs no key
     #[arg(long, hide = true, value_name = "OBJECT")]
     pub(crate) object: Vec<String>,
+}
+
+/// What `--mode` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RepairMode {
+    /// Only lower the refcounts of leaked clusters, if nothing else is wrong
+    Leaks,
+    /// Everything that can be put right without losing anything
+    All,
+}
+
+/// Repair an image, in a way that can be looked at first and taken back.
+///
+/// This version puts refcounts, COPIED flags and the dirty and corrupt bits right, in place; the file never grows. What
+/// it leaves as it is, it names, with the reason. Nothing is freed while any table is damaged or unread, or while a
+/// leaked cluster looks like a lost table.
+///
+/// The plan is rehearsed in memory first, and only applied if the rehearsed image is better. Every sector that changes
+/// is kept in the undo file, on disk before the first write. Afterwards the image is read again, whole.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Exit codes: as for `qfsck check`, of the image as it is afterwards.
+
+Examples:
+  qfsck repair --dry-run disk.qcow2            what would be done, and what would be left
+  qfsck repair disk.qcow2                      show it, ask, do it
+  qfsck repair --yes --undo-file /var/tmp/disk.undo disk.qcow2
+  qfsck undo /var/tmp/disk.undo --image disk.qcow2")]
+pub(crate) struct RepairArgs {
+    /// Image file or block device
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: PathBuf,
+
+    /// Show the plan and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// What to put right
+    #[arg(long, value_enum, default_value = "all", value_name = "MODE")]
+    pub(crate) mode: RepairMode,
+
+    /// Where to keep what changes; by default beside the image, with .qfsck-undo behind its name
+    #[arg(long, value_name = "PATH")]
+    pub(crate) undo_file: Option<PathBuf>,
+
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// Take a repair back: every sector as it was, from the undo file the repair left.
+///
+/// It works after a repair that is done and after one that was cut, and can itself be cut and run again. It refuses when
+/// the image was used since: old metadata over new data would destroy it.
+#[derive(Debug, Args)]
+pub(crate) struct UndoArgs {
+    /// The undo file
+    #[arg(value_name = "UNDO-FILE")]
+    pub(crate) undo_file: PathBuf,
+
+    /// The image, if it is not the undo file's name without .qfsck-undo
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Say what would be put back and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Say who owns a place in the image file, or where a guest offset lives.

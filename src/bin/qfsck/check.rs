@@ -10,6 +10,7 @@ use qfsck::{Check, Error, Image, ImageFile, Options, Progress};
 use crate::args::{CheckArgs, Output};
 use crate::exit::Outcome;
 use crate::progress::{Stopped, Watch};
+use crate::repair::interrupted;
 use crate::session::{Session, sharing};
 use crate::{print, render, say};
 
@@ -56,9 +57,7 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
 fn refuse(args: &CheckArgs) -> Option<Outcome> {
     if args.repair.is_some() {
         say(
-            "qfsck: this version checks and never writes, so -r is refused.\n\
-             Checking first is always safe: run `qfsck check` without -r. Before you repair with another tool, keep a \
-             copy of the image: `qemu-img check -r` frees what a damaged table hides.",
+            "qfsck: -r is not in this version; `qfsck repair IMAGE` shows what it would do, asks, and can be undone",
         );
         return Some(Outcome::Usage);
     }
@@ -110,7 +109,8 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
     };
     options.is_block_device = session.image.storage().is_block_device();
     let check = qfsck::check(&session.image, options, progress);
-    let conditions = session.conditions();
+    let mut conditions = session.conditions();
+    conditions.unreliable.extend(interrupted(path));
     let stopped = watch.finish();
     let outcome = match stopped {
         Some(Stopped::Interrupted) if check.coverage.is_stopped() => Outcome::Incomplete,

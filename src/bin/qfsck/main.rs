@@ -10,7 +10,9 @@ mod explain;
 mod owner;
 mod progress;
 mod render;
+mod repair;
 mod session;
+mod undo;
 
 use std::io::{self, Write};
 use std::panic;
@@ -27,11 +29,13 @@ fn main() -> ExitCode {
     };
     panic::set_hook(Box::new(|info| {
         say(&format!(
-            "qfsck: internal error: {info}\nNothing was written to any image. Please report this with the image's metadata."
+            "qfsck: internal error: {info}\nA check has written nothing; a repair has left its undo file. Please report this with the image's metadata."
         ));
     }));
     let outcome = panic::catch_unwind(|| match cli.command {
         Command::Check(args) => check::run(&args),
+        Command::Repair(args) => repair::run(&args),
+        Command::Undo(args) => undo::run(&args),
         Command::Owner(args) => owner::run(&args),
         Command::Explain(args) => explain::run(&args),
     });

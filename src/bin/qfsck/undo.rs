@@ -1,0 +1,88 @@
+//! `qfsck undo`: the way back.
+
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use qfsck::undo::{UndoFile, UndoState};
+use qfsck::{Progress, RepairFile, UndoSinkFile, escaped};
+
+use crate::args::UndoArgs;
+use crate::exit::Outcome;
+use crate::render::counted;
+use crate::repair::{SUFFIX, shell_word};
+use crate::say;
+
+/// Puts back what one repair changed.
+pub(crate) fn run(args: &UndoArgs) -> Outcome {
+    match undo(args) {
+        Ok(word) => {
+            say(&word);
+            Outcome::Clean
+        }
+        Err(word) => {
+            say(&format!("qfsck: {word}"));
+            Outcome::Incomplete
+        }
+    }
+}
+
+fn undo(args: &UndoArgs) -> Result<String, String> {
+    let undo_path = &args.undo_file;
+    let cannot = |error: &dyn std::fmt::Display| format!("{}: {error}", shell_word(undo_path));
+    let (sink, bytes) = UndoSinkFile::open(undo_path).map_err(|error| cannot(&error))?;
+    let file = UndoFile::decode(&bytes).map_err(|error| cannot(&error))?;
+    let image_path = args
+        .image
+        .clone()
+        .or_else(|| image_beside(undo_path))
+        .ok_or_else(|| {
+            format!(
+                "name the image with --image; the undo file was made for \"{}\"",
+                escaped(&file.header.path)
+            )
+        })?;
+    let sectors: u64 = file
+        .records
+        .iter()
+        .map(|record| record.original.len().div_ceil(512) as u64)
+        .sum();
+    if args.dry_run {
+        return Ok(format!(
+            "{} of {} would be put back; the repair {}",
+            counted(sectors, "sector"),
+            shell_word(&image_path),
+            describe(file.state)
+        ));
+    }
+    let mut storage =
+        RepairFile::open(&image_path).map_err(|error| format!("{error}\n  {}", error.advice()))?;
+    qfsck::undo_repair(&mut storage, &file, &Progress::default(), || Ok(sink))
+        .map_err(|error| error.to_string())?;
+    drop(storage);
+    // The image is as it was: what is left of the undo file would only stand in the way of the next repair.
+    let removed = UndoSinkFile::open(undo_path).and_then(|(sink, _)| sink.remove());
+    let fate = match removed {
+        Ok(()) => "the undo file is removed".to_owned(),
+        Err(error) => format!("the undo file can be deleted ({error})"),
+    };
+    Ok(format!(
+        "{} is as it was before the repair: {} put back; {fate}",
+        shell_word(&image_path),
+        counted(sectors, "sector")
+    ))
+}
+
+fn describe(state: UndoState) -> &'static str {
+    match state {
+        UndoState::Incomplete => "never began",
+        UndoState::Committed { .. } => "was cut short",
+        UndoState::Finished { .. } => "was finished",
+    }
+}
+
+/// The undo file's name without its ending.
+fn image_beside(undo_path: &Path) -> Option<PathBuf> {
+    let name = undo_path.as_os_str().as_bytes();
+    let image = name.strip_suffix(SUFFIX.as_bytes())?;
+    Some(PathBuf::from(std::ffi::OsString::from_vec(image.to_vec())))
+}

@@ -1,0 +1,374 @@
+//! The transaction: the one room that writes to an image.
+//!
+//! Comes in: a plan, and an undo file nobody has written to yet. Goes out: an image repaired, or as it was, or with an
+//! undo file beside it that says how to go back. Never here: deciding what to change.
+//!
+//! 1. Every sector that will change is kept in the undo file, which is synced, name and all, before the first write.
+//! 2. Stage by stage: what must be there is there, then it is written, then synced.
+//! 3. The image is read again, whole, as a stranger would; it must be what the rehearsal promised.
+//! 4. Only then the dirty and corrupt bits are cleared, and the undo file is marked as finished.
+//!
+//! Any error stops at once: nothing is tried twice, because a failed sync does not say what was lost. The sectors
+//! written so far are then put back from memory as well as they can be, and the undo file stays.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use crate::check::{Check, Options, check, metadata_digest};
+use crate::error::Error;
+use crate::finding::Code;
+use crate::image::Image;
+use crate::plan::{Plan, Stage, StageKind};
+use crate::progress::Progress;
+use crate::storage::{Storage, StorageMut, UndoSink};
+use crate::undo::{
+    Journal, Judgement, SECTOR_BYTES, UndoFile, UndoHeader, UndoRecord, UndoState, UndoWriter,
+    sector_checksums,
+};
+
+/// Byte of the header that holds the corrupt bit, and the bit.
+const CORRUPT_BYTE: usize = 79;
+const CORRUPT_BIT: u8 = 2;
+
+/// Which file an image is, for the undo file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Number of the device.
+    pub device: u64,
+    /// Number of the inode.
+    pub inode: u64,
+    /// Whether the image is a block device.
+    pub is_block_device: bool,
+    /// The path as it was given.
+    pub path: Vec<u8>,
+}
+
+/// What a repair or an undo did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Sectors written.
+    pub sectors_written: u64,
+}
+
+/// Why a repair or an undo did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepairError {
+    /// The image could not be opened or read; it was not written to.
+    #[error("{0}; the image was not changed")]
+    Image(#[from] Error),
+    /// The undo file could not be written; the image was not written to.
+    #[error("the undo file cannot be written: {0}; the image was not changed")]
+    UndoFile(io::Error),
+    /// What the plan expects is not there; what was written was put back.
+    #[error(
+        "the image changed at byte {offset} since the plan was made; it was put back as it was"
+    )]
+    Changed {
+        /// Where.
+        offset: u64,
+    },
+    /// A write or sync failed.
+    #[error("writing to the image failed: {0}; `qfsck undo` puts it back")]
+    Write(io::Error),
+    /// The repaired image is not what the rehearsal promised.
+    #[error("the image is not what the rehearsal promised; it was put back as it was")]
+    NotAsRehearsed,
+    /// The undo file is of a repair that never began.
+    #[error("this undo file belongs to a repair that never began; the image was not changed by it")]
+    NothingToUndo,
+    /// The image was used since the repair.
+    #[error(
+        "the image was used since the repair ({what}), so putting old bytes back would damage it"
+    )]
+    UsedSince {
+        /// How one can tell.
+        what: String,
+    },
+}
+
+/// Keeps what a plan will change in the undo file, and applies it. An empty plan needs neither.
+pub fn apply<S: StorageMut, U: UndoSink>(
+    storage: &mut S,
+    identity: &Identity,
+    plan: &Plan,
+    options: Options,
+    progress: &Progress,
+    sink: impl FnOnce() -> io::Result<U>,
+) -> Result<Receipt, RepairError> {
+    if plan.is_empty() {
+        return Ok(Receipt { sectors_written: 0 });
+    }
+    let length_bytes = length(storage)?;
+    let sink = sink().map_err(RepairError::UndoFile)?;
+    let journal = keep_originals(storage, identity, length_bytes, plan, sink)
+        .map_err(RepairError::UndoFile)?;
+    let mut transaction = Transaction {
+        storage,
+        journal,
+        sectors_written: 0,
+    };
+    transaction.apply(plan, options, progress)?;
+    let sectors_written = transaction.sectors_written;
+    let image = Image::open(&*transaction.storage, Path::new("image"))?;
+    let digest = metadata_digest(&image, progress);
+    transaction
+        .journal
+        .finish(length_bytes, digest)
+        .map_err(RepairError::Write)?;
+    Ok(Receipt { sectors_written })
+}
+
+fn length(storage: &impl Storage) -> Result<u64, RepairError> {
+    storage.length_bytes().map_err(|source| {
+        RepairError::Image(Error::Read {
+            path: Path::new("image").to_owned(),
+            offset: 0,
+            source,
+        })
+    })
+}
+
+/// Writes the undo file: every sector the plan changes, as it is, and what it will be after each stage.
+fn keep_originals<U: UndoSink>(
+    storage: &impl Storage,
+    identity: &Identity,
+    length_bytes: u64,
+    plan: &Plan,
+    sink: U,
+) -> io::Result<Journal<U>> {
+    let header = UndoHeader {
+        original_length_bytes: length_bytes,
+        device: identity.device,
+        inode: identity.inode,
+        is_block_device: identity.is_block_device,
+        path: identity.path.clone(),
+    };
+    let mut writer = UndoWriter::new(sink, &header)?;
+    for (offset, versions) in sector_versions(&plan.stages) {
+        let mut original = [0; SECTOR_BYTES];
+        storage.read_at(offset, &mut original)?;
+        writer.record(offset, &original, &versions)?;
+    }
+    writer.commit(length_bytes)
+}
+
+/// For each sector that changes, its checksum after each stage that changes it.
+fn sector_versions(stages: &[Stage]) -> BTreeMap<u64, Vec<u32>> {
+    let mut versions: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    for edit in stages.iter().flat_map(|stage| &stage.edits) {
+        for (offset, part) in (edit.offset..)
+            .step_by(SECTOR_BYTES)
+            .zip(edit.after.chunks(SECTOR_BYTES))
+        {
+            versions
+                .entry(offset)
+                .or_default()
+                .extend(sector_checksums(&padded(part)));
+        }
+    }
+    versions
+}
+
+/// A sector the file ends in, with zeros behind its end.
+fn padded(part: &[u8]) -> [u8; SECTOR_BYTES] {
+    let mut sector = [0; SECTOR_BYTES];
+    if let Some(head) = sector.get_mut(..part.len()) {
+        head.copy_from_slice(part);
+    }
+    sector
+}
+
+/// An image being written to. Whoever writes holds the journal.
+struct Transaction<'a, S, U> {
+    storage: &'a mut S,
+    journal: Journal<U>,
+    sectors_written: u64,
+}
+
+impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
+    fn apply(
+        &mut self,
+        plan: &Plan,
+        options: Options,
+        progress: &Progress,
+    ) -> Result<(), RepairError> {
+        let is_last = |stage: &&Stage| stage.kind == StageKind::ClearState;
+        for stage in plan.stages.iter().filter(|stage| !is_last(stage)) {
+            self.apply_stage(stage, plan)?;
+        }
+        if !self.is_as_rehearsed(plan, options, progress)? {
+            self.put_back(plan)?;
+            return Err(RepairError::NotAsRehearsed);
+        }
+        for stage in plan.stages.iter().filter(is_last) {
+            self.apply_stage(stage, plan)?;
+        }
+        Ok(())
+    }
+
+    fn apply_stage(&mut self, stage: &Stage, plan: &Plan) -> Result<(), RepairError> {
+        for edit in &stage.edits {
+            let mut now = vec![0; edit.before.len()];
+            self.storage
+                .read_at(edit.offset, &mut now)
+                .map_err(RepairError::Write)?;
+            if now != edit.before {
+                self.put_back(plan)?;
+                return Err(RepairError::Changed {
+                    offset: edit.offset,
+                });
+            }
+        }
+        for edit in &stage.edits {
+            self.write(edit.offset, &edit.after)?;
+        }
+        self.storage.sync().map_err(RepairError::Write)
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), RepairError> {
+        self.sectors_written += bytes.len().div_ceil(SECTOR_BYTES) as u64;
+        self.storage
+            .write_at(offset, bytes)
+            .map_err(RepairError::Write)
+    }
+
+    /// Undoes in memory's order what was written so far: the stages backwards, wherever their outcome is found.
+    fn put_back(&mut self, plan: &Plan) -> Result<(), RepairError> {
+        for stage in plan.stages.iter().rev() {
+            for edit in &stage.edits {
+                let mut now = vec![0; edit.after.len()];
+                self.storage
+                    .read_at(edit.offset, &mut now)
+                    .map_err(RepairError::Write)?;
+                if now == edit.after {
+                    self.write(edit.offset, &edit.before)?;
+                }
+            }
+            self.storage.sync().map_err(RepairError::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the whole image again; all but the bits that are cleared last must be as the rehearsal found them.
+    fn is_as_rehearsed(
+        &self,
+        plan: &Plan,
+        options: Options,
+        progress: &Progress,
+    ) -> Result<bool, RepairError> {
+        let image = Image::open(&*self.storage, Path::new("image"))?;
+        let now = check(&image, options, progress);
+        Ok(totals(&now) == totals(&plan.after) && now.coverage == plan.after.coverage)
+    }
+}
+
+/// How often each code was found, but for the bits a repair sets and clears itself.
+fn totals(check: &Check) -> Vec<(Code, u64)> {
+    check
+        .findings
+        .totals()
+        .filter(|(code, _)| !matches!(code, Code::CorruptBitSet | Code::DirtyBitSet))
+        .map(|(code, total)| (code, total.count))
+        .collect()
+}
+
+/// Puts back what a repair changed. `sink` holds the very bytes `file` was read from.
+///
+/// It can be cut anywhere and run again.
+pub fn undo_repair<S: StorageMut, U: UndoSink>(
+    storage: &mut S,
+    file: &UndoFile<'_>,
+    progress: &Progress,
+    sink: impl FnOnce() -> io::Result<U>,
+) -> Result<Receipt, RepairError> {
+    refuse_used_image(storage, file, progress)?;
+    let sink = sink().map_err(RepairError::UndoFile)?;
+    let journal = file.reopen(sink).map_err(RepairError::UndoFile)?;
+    let mut transaction = Transaction {
+        storage,
+        journal,
+        sectors_written: 0,
+    };
+    let length_bytes = file.header.original_length_bytes;
+    let is_header = |record: &&UndoRecord<'_>| record.offset == 0;
+    let (header, body): (Vec<&UndoRecord<'_>>, Vec<&UndoRecord<'_>>) =
+        file.records.iter().partition(is_header);
+    // While the body is neither as it was nor as it was left, nobody shall open the image for writing.
+    for record in &header {
+        let mut guarded = record.original.to_vec();
+        if record.versions().len() > 1
+            && let Some(byte) = guarded.get_mut(CORRUPT_BYTE)
+        {
+            *byte |= CORRUPT_BIT;
+        }
+        transaction.write_clipped(record.offset, &guarded, length_bytes)?;
+    }
+    transaction.sync()?;
+    for record in &body {
+        transaction.write_clipped(record.offset, record.original, length_bytes)?;
+    }
+    transaction.sync()?;
+    for record in &header {
+        transaction.write_clipped(record.offset, record.original, length_bytes)?;
+    }
+    transaction.sync()?;
+    Ok(Receipt {
+        sectors_written: transaction.sectors_written,
+    })
+}
+
+impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
+    fn write_clipped(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        length_bytes: u64,
+    ) -> Result<(), RepairError> {
+        let in_file = usize::try_from(length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let part = bytes.get(..bytes.len().min(in_file)).unwrap_or(bytes);
+        self.write(offset, part)
+    }
+
+    fn sync(&mut self) -> Result<(), RepairError> {
+        self.storage.sync().map_err(RepairError::Write)
+    }
+}
+
+/// An image that somebody has written to since the repair is left alone.
+fn refuse_used_image<S: Storage>(
+    storage: &S,
+    file: &UndoFile<'_>,
+    progress: &Progress,
+) -> Result<(), RepairError> {
+    let used = |what: String| Err(RepairError::UsedSince { what });
+    let length_bytes = length(storage)?;
+    match file.state {
+        UndoState::Incomplete => return Err(RepairError::NothingToUndo),
+        UndoState::Committed { .. } => {
+            if length_bytes != file.header.original_length_bytes {
+                return used(format!("its length is {length_bytes} bytes"));
+            }
+        }
+        UndoState::Finished {
+            left_length_bytes,
+            digest,
+        } => {
+            if length_bytes != left_length_bytes {
+                return used(format!("its length is {length_bytes} bytes"));
+            }
+            let image = Image::open(storage, Path::new("image"))?;
+            if metadata_digest(&image, progress) != digest {
+                return used("its tables differ from how the repair left them".to_owned());
+            }
+        }
+    }
+    let judgements = file.judge(storage).map_err(RepairError::Write)?;
+    for judgement in judgements {
+        if let Judgement::Foreign { offset } = judgement {
+            return used(format!("byte {offset} and following"));
+        }
+    }
+    Ok(())
+}

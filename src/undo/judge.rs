@@ -1,0 +1,77 @@
+//! What an image says now where an undo file has records.
+//!
+//! Comes in: an undo file and the image. Goes out: for each record, whether the image is there as it was, as the repair
+//! made it, or as somebody else did. Never here: what follows from that, a write.
+
+use std::io;
+
+use super::{SECTOR_BYTES, UndoFile, UndoRecord, sector_checksums};
+use crate::storage::Storage;
+
+/// What the image holds now in the range of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// What it held before the repair.
+    Original,
+    /// What it held after this stage, counted from zero among those that change the range; the first of equal ones.
+    Version(usize),
+    /// Every sector as it was at some time before or during the repair, but not all at the same time: a power cut, or
+    /// an undo that was cut.
+    Mixed,
+    /// At least one sector that was never so: somebody else wrote it, or a disk that tears sectors.
+    Foreign {
+        /// Where the first such sector is in the image, in bytes.
+        offset: u64,
+    },
+}
+
+impl UndoFile<'_> {
+    /// Compares the image with every record, in the order of the records.
+    ///
+    /// Sectors are judged one by one: a power cut leaves any of them written and any not.
+    pub fn judge<S: Storage + ?Sized>(&self, image: &S) -> io::Result<Vec<Judgement>> {
+        let mut now = Vec::new();
+        let mut judgements = Vec::with_capacity(self.records.len());
+        for record in &self.records {
+            now.resize(record.original.len(), 0);
+            image.read_at(record.offset, &mut now)?;
+            judgements.push(judge_record(record, &now));
+        }
+        Ok(judgements)
+    }
+}
+
+fn judge_record(record: &UndoRecord<'_>, now: &[u8]) -> Judgement {
+    let mut is_original = true;
+    // Bit k: every sector so far is as in version k.
+    let mut versions_left = u32::MAX;
+    let sectors = record.original.chunks(SECTOR_BYTES);
+    for (index, (original, now)) in sectors.zip(now.chunks(SECTOR_BYTES)).enumerate() {
+        let is_sector_original = original == now;
+        let versions = versions_of_sector(record, index, now);
+        if !is_sector_original && versions == 0 {
+            let offset = record.offset + (index * SECTOR_BYTES) as u64;
+            return Judgement::Foreign { offset };
+        }
+        is_original &= is_sector_original;
+        versions_left &= versions;
+    }
+    if is_original {
+        Judgement::Original
+    } else if versions_left != 0 {
+        Judgement::Version(versions_left.trailing_zeros() as usize)
+    } else {
+        Judgement::Mixed
+    }
+}
+
+/// Bit k is set if the sector is as in version k.
+fn versions_of_sector(record: &UndoRecord<'_>, index: usize, now: &[u8]) -> u32 {
+    let sector_count = record.original.len() / SECTOR_BYTES;
+    let checksum = sector_checksums(now).next();
+    let of_sector = record.versions().skip(index).step_by(sector_count.max(1));
+    of_sector
+        .enumerate()
+        .filter(|&(_, version)| Some(version) == checksum)
+        .fold(0, |bits, (version, _)| bits | 1 << version)
+}

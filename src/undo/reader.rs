@@ -1,0 +1,165 @@
+//! Reading an undo file: total over all byte strings, and never more trusting than the checksums allow.
+//!
+//! Comes in: bytes. Goes out: exactly what was written, or an error. Never here: a repair of the undo file, a guess.
+//!
+//! A file whose chain of blocks breaks off was either never completed, and then the image is untouched, or was damaged
+//! after its commit, and then the image may be half repaired. The two are told apart by the commit seal: it is written
+//! last and alone, so any trace of one behind the break means damage.
+
+use super::block::{self, Chain, Seal};
+use super::{SECTOR_BYTES, UndoError, UndoFile, UndoHeader, UndoRecord, UndoState};
+use crate::qcow2::u32_at;
+
+/// A proven part of the file: what it says, and where in the file it ends.
+type Proven<T> = (T, usize);
+
+impl<'a> UndoFile<'a> {
+    /// Reads an undo file from all of its bytes.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, UndoError> {
+        let mut chain = Chain::START;
+        let (header, header_end) = decode_header(bytes, &mut chain)?;
+        let (records, records_end) = decode_records(bytes, header_end, &mut chain)?;
+        let Some((commit, commit_end)) = decode_commit(bytes, records_end, &records, &mut chain)
+        else {
+            refuse_seals_behind(bytes, records_end)?;
+            return Ok(Self {
+                header,
+                records: Vec::new(),
+                state: UndoState::Incomplete,
+                next_seal_offset: 0,
+                chain: Chain::START,
+            });
+        };
+        let (state, seals_end) = decode_later_seals(bytes, commit_end, commit, &mut chain)?;
+        Ok(Self {
+            header,
+            records,
+            state,
+            next_seal_offset: seals_end as u64,
+            chain,
+        })
+    }
+}
+
+fn decode_header(bytes: &[u8], chain: &mut Chain) -> Result<Proven<UndoHeader>, UndoError> {
+    let (magic, _rest) = bytes.split_at(bytes.len().min(block::MAGIC.len()));
+    if !block::MAGIC.starts_with(magic) && magic.iter().any(|&byte| byte != 0) {
+        return Err(UndoError::NotAnUndoFile);
+    }
+    if let Some(version) = u32_at(bytes, 8)
+        && version != block::VERSION
+        && magic == block::MAGIC
+    {
+        return Err(UndoError::UnknownVersion(version));
+    }
+    if let Some((header, unknown_flags, end)) = block::decode_header(bytes, chain)
+        && magic == block::MAGIC
+    {
+        return match unknown_flags {
+            0 => Ok((header, end)),
+            flags => Err(UndoError::UnknownFlags(flags)),
+        };
+    }
+    refuse_seals_behind(bytes, 0)?;
+    Err(UndoError::NoHeader)
+}
+
+/// The records up to the first bytes that are not one.
+fn decode_records<'a>(
+    bytes: &'a [u8],
+    header_end: usize,
+    chain: &mut Chain,
+) -> Result<Proven<Vec<UndoRecord<'a>>>, UndoError> {
+    let mut records = Vec::new();
+    let mut at = header_end;
+    let mut recorded_to = 0;
+    while let Some((record, length_bytes)) = block::decode_record(rest(bytes, at), chain) {
+        if record.offset < recorded_to {
+            return Err(damaged(at));
+        }
+        recorded_to = record.offset + record.original.len() as u64;
+        at += length_bytes;
+        records.push(record);
+    }
+    Ok((records, at))
+}
+
+/// The predicted length from the commit seal, if that stands right behind the records and speaks of exactly these.
+fn decode_commit(
+    bytes: &[u8],
+    records_end: usize,
+    records: &[UndoRecord<'_>],
+    chain: &mut Chain,
+) -> Option<Proven<u64>> {
+    let seal_at = records_end.next_multiple_of(SECTOR_BYTES);
+    let padding = bytes.get(records_end..seal_at)?;
+    let sector = rest(bytes, seal_at).first_chunk()?;
+    let Seal::Commit {
+        record_count,
+        original_bytes,
+        predicted_length_bytes,
+    } = Seal::decode(sector, chain)?
+    else {
+        return None;
+    };
+    let recorded_bytes: u64 = records
+        .iter()
+        .map(|record| record.original.len() as u64)
+        .sum();
+    let is_of_these = padding.iter().all(|&byte| byte == 0)
+        && record_count == records.len() as u64
+        && original_bytes == recorded_bytes;
+    is_of_these.then_some((predicted_length_bytes, seal_at + SECTOR_BYTES))
+}
+
+/// Finished and reopened in turn; behind the last seal is nothing, or one sector that was reserved or cut short.
+fn decode_later_seals(
+    bytes: &[u8],
+    commit_end: usize,
+    predicted_length_bytes: u64,
+    chain: &mut Chain,
+) -> Result<Proven<UndoState>, UndoError> {
+    let committed = UndoState::Committed {
+        predicted_length_bytes,
+    };
+    let mut state = committed;
+    let mut at = commit_end;
+    while let Some((sector, behind)) = rest(bytes, at).split_first_chunk() {
+        if behind.is_empty() && Seal::is_unwritten_in(sector) {
+            break;
+        }
+        state = match (state, Seal::decode(sector, chain)) {
+            (
+                UndoState::Committed { .. },
+                Some(Seal::Finish {
+                    left_length_bytes,
+                    digest,
+                }),
+            ) => UndoState::Finished {
+                left_length_bytes,
+                digest,
+            },
+            (UndoState::Finished { .. }, Some(Seal::Reopen)) => committed,
+            _ => return Err(damaged(at)),
+        };
+        at += SECTOR_BYTES;
+    }
+    Ok((state, at))
+}
+
+/// The chain broke at `at`: fine in a file that was never committed.
+fn refuse_seals_behind(bytes: &[u8], at: usize) -> Result<(), UndoError> {
+    let (sectors, _tail) = rest(bytes, at.next_multiple_of(SECTOR_BYTES)).as_chunks();
+    if sectors.iter().any(Seal::leaves_trace_in) {
+        return Err(damaged(at));
+    }
+    Ok(())
+}
+
+fn rest(bytes: &[u8], at: usize) -> &[u8] {
+    bytes.get(at..).unwrap_or(&[])
+}
+
+fn damaged(at: usize) -> UndoError {
+    UndoError::Damaged { offset: at as u64 }
+}

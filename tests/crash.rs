@@ -1,0 +1,548 @@
+//! Power cuts: every state a disk can be in while a repair or an undo is under way.
+//!
+//! Comes in: damaged images, forged and from the corpus. Goes out: counts of states tried, or the state that is worse
+//! than the image was before. Never here: a real disk; writes and syncs are recorded, and every subset of the sectors
+//! written since the last sync may have arrived.
+//!
+//! "Worse" is a matter of sets, not of counts: no cluster may become one that the next write could destroy (in use with
+//! refcount zero, fewer counts than references, COPIED set where it is shared) that was not one before.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use qfsck::qcow2::ClusterRange;
+use qfsck::undo::UndoFile;
+use qfsck::{
+    Code, Identity, Image, Mode, Options, Plan, Progress, Receipt, RepairError, Storage,
+    StorageMut, UndoSink,
+};
+
+use crate::corpus::cases;
+use crate::support::image_forge::{Forge, Forged, Tree};
+
+const SECTOR: usize = 512;
+
+/// What a disk is told.
+#[derive(Clone, Debug)]
+enum Op {
+    Write(u64, Vec<u8>),
+    Sync,
+}
+
+/// An image in memory that remembers what it was told, and can fail at the n-th write or sync.
+#[derive(Clone, Debug)]
+struct Recording {
+    bytes: Vec<u8>,
+    log: Vec<Op>,
+    /// Writes and syncs until one fails.
+    fails_after: Option<usize>,
+    /// Leave syncs out of the log, as if they did nothing: the control that the harness bites.
+    ignores_syncs: bool,
+}
+
+impl Recording {
+    fn new(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.to_vec(),
+            log: Vec::new(),
+            fails_after: None,
+            ignores_syncs: false,
+        }
+    }
+
+    fn count_down(&mut self) -> io::Result<()> {
+        match &mut self.fails_after {
+            Some(0) => Err(io::Error::other("the disk is gone")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Storage for Recording {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.bytes.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.bytes.read_at(offset, buffer)
+    }
+}
+
+impl StorageMut for Recording {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.count_down()?;
+        let start = usize::try_from(offset).expect("small images");
+        let place = self.bytes.get_mut(start..start + bytes.len());
+        place
+            .expect("a repair in place never grows the file")
+            .copy_from_slice(bytes);
+        self.log.push(Op::Write(offset, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.count_down()?;
+        if !self.ignores_syncs {
+            self.log.push(Op::Sync);
+        }
+        Ok(())
+    }
+}
+
+/// An undo file in memory, shared with the test that looks at it afterwards.
+#[derive(Clone, Debug, Default)]
+struct MemorySink(Rc<RefCell<Vec<u8>>>);
+
+impl UndoSink for MemorySink {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut file = self.0.borrow_mut();
+        let start = usize::try_from(offset).expect("small files");
+        let end = start + bytes.len();
+        if file.len() < end {
+            file.resize(end, 0);
+        }
+        file.get_mut(start..end)
+            .expect("just made")
+            .copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_directory(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        device: 1,
+        inode: 2,
+        is_block_device: false,
+        path: b"image".to_vec(),
+    }
+}
+
+fn plan_of(disk: &Recording) -> Plan {
+    let image = Image::open(disk, Path::new("image")).expect("an image");
+    let plan = qfsck::plan(&image, Mode::All, Options::default(), &Progress::default());
+    plan.expect("memory can be read")
+}
+
+fn repair(disk: &mut Recording, plan: &Plan, sink: &MemorySink) -> Result<Receipt, RepairError> {
+    let sink = || Ok(sink.clone());
+    qfsck::apply(
+        disk,
+        &identity(),
+        plan,
+        Options::default(),
+        &Progress::default(),
+        sink,
+    )
+}
+
+fn undo(disk: &mut Recording, undo_file: &[u8]) -> Result<Receipt, RepairError> {
+    let sink = MemorySink(Rc::new(RefCell::new(undo_file.to_vec())));
+    let file = UndoFile::decode(undo_file).expect("an undo file as it was written");
+    qfsck::undo_repair(disk, &file, &Progress::default(), || Ok(sink))
+}
+
+/// Clusters the next write could destroy something through, by kind.
+#[derive(Debug, PartialEq, Eq)]
+struct Hazards {
+    uncounted: BTreeSet<u64>,
+    undercounted: BTreeSet<u64>,
+    written_through: BTreeSet<u64>,
+    /// The dirty or the corrupt bit keeps programs from trusting the counts.
+    is_marked: bool,
+}
+
+impl Hazards {
+    fn of(bytes: &[u8]) -> Self {
+        let image = Image::open(bytes.to_vec(), Path::new("image")).expect("still an image");
+        let check = qfsck::check(&image, Options::default(), &Progress::default());
+        let clusters = |codes: &[Code]| {
+            let found = check.findings.iter();
+            let found = found.filter(|finding| codes.contains(&finding.code));
+            let hosts = found.filter_map(|finding| finding.host);
+            let clusters = hosts.flat_map(ClusterRange::clusters);
+            clusters.map(|cluster| cluster.0).collect()
+        };
+        Self {
+            uncounted: clusters(&[Code::RefcountZero]),
+            undercounted: clusters(&[Code::RefcountZero, Code::RefcountTooLow]),
+            written_through: clusters(&[
+                Code::RefcountZero,
+                Code::RefcountTooLow,
+                Code::CopiedFlagStale,
+                Code::GuestDataOverlap,
+                Code::MetadataOverlap,
+            ]),
+            is_marked: check.header.is_dirty() || check.header.is_corrupt(),
+        }
+    }
+
+    fn is_no_worse_than(&self, before: &Self) -> bool {
+        let is_safe = self.undercounted.is_empty() && self.written_through.is_empty();
+        let keeps_its_mark = !before.is_marked || self.is_marked || is_safe;
+        keeps_its_mark
+            && self.uncounted.is_subset(&before.uncounted)
+            && self.undercounted.is_subset(&before.undercounted)
+            && self.written_through.is_subset(&before.written_through)
+    }
+}
+
+/// The sectors written between two syncs.
+fn epochs(log: &[Op]) -> Vec<Vec<(u64, Vec<u8>)>> {
+    let mut epochs = vec![Vec::new()];
+    for op in log {
+        match op {
+            Op::Sync => epochs.push(Vec::new()),
+            Op::Write(offset, bytes) => {
+                let offsets = (*offset..).step_by(SECTOR);
+                let sectors = offsets.zip(bytes.chunks(SECTOR).map(<[u8]>::to_vec));
+                epochs.last_mut().expect("never empty").extend(sectors);
+            }
+        }
+    }
+    epochs
+}
+
+/// Which sectors of an epoch may have arrived: all subsets of up to 10, else prefixes, all but one, one, and 200 at random.
+fn subsets(count: usize, random: &mut u64) -> Vec<Vec<bool>> {
+    if count <= 10 {
+        return (0..1_u32 << count)
+            .map(|bits| (0..count).map(|bit| bits >> bit & 1 == 1).collect())
+            .collect();
+    }
+    let mut all = Vec::new();
+    for pivot in 0..=count {
+        all.push((0..count).map(|at| at < pivot).collect());
+        all.push((0..count).map(|at| at != pivot).collect());
+        all.push((0..count).map(|at| at == pivot).collect());
+    }
+    for _ in 0..200 {
+        all.push((0..count).map(|_| next(random) & 1 == 1).collect());
+    }
+    all
+}
+
+fn next(random: &mut u64) -> u64 {
+    *random = random
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1);
+    *random >> 33
+}
+
+fn lay(bytes: &mut [u8], sectors: &[(u64, Vec<u8>)], arrived: &[bool]) {
+    for ((offset, sector), _) in sectors.iter().zip(arrived).filter(|(_, arrived)| **arrived) {
+        let start = usize::try_from(*offset).expect("small images");
+        let place = bytes.get_mut(start..start + sector.len());
+        place.expect("inside the image").copy_from_slice(sector);
+    }
+}
+
+/// What was tried, and what was found wrong.
+#[derive(Debug, Default)]
+struct Score {
+    images: usize,
+    states: usize,
+    worse: Vec<String>,
+    undo_mismatches: Vec<String>,
+    second_crashes: usize,
+}
+
+/// Repairs an image, cuts the power everywhere, and goes back from every state.
+fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &mut Score) {
+    let mut disk = Recording::new(start);
+    disk.ignores_syncs = ignores_syncs;
+    let sink = MemorySink::default();
+    let plan = plan_of(&disk);
+    repair(&mut disk, &plan, &sink).expect("memory does not fail");
+    if plan.is_empty() {
+        return;
+    }
+    score.images += 1;
+    let undo_file = committed(&sink.0.borrow());
+    let before = Hazards::of(start);
+    let mut random = start.len() as u64;
+    let mut base = start.to_vec();
+    for (number, epoch) in epochs(&disk.log).into_iter().enumerate() {
+        for arrived in subsets(epoch.len(), &mut random) {
+            let mut state = base.clone();
+            lay(&mut state, &epoch, &arrived);
+            score.states += 1;
+            if !Hazards::of(&state).is_no_worse_than(&before) {
+                score.worse.push(format!("{name}, epoch {number}"));
+            }
+            let tries_again = score.states.is_multiple_of(8);
+            if !ignores_syncs && !undoes(&state, &undo_file, start, tries_again, score) {
+                score
+                    .undo_mismatches
+                    .push(format!("{name}, epoch {number}"));
+            }
+        }
+        let all = vec![true; epoch.len()];
+        lay(&mut base, &epoch, &all);
+    }
+    let finished = sink.0.borrow().clone();
+    let mut disk = Recording::new(&base);
+    let undone = undo(&mut disk, &finished);
+    if undone.is_err() || disk.bytes != start {
+        score.undo_mismatches.push(format!("{name}, when finished"));
+    }
+}
+
+/// The undo file as it was while the image was written to: without its last seal.
+fn committed(file: &[u8]) -> Vec<u8> {
+    let mut cut = file.to_vec();
+    let seal = cut.len() - SECTOR;
+    cut.get_mut(seal..).expect("at least a sector").fill(0);
+    cut
+}
+
+/// Goes back from a crash state, and if asked to again from crashes inside that.
+fn undoes(
+    state: &[u8],
+    undo_file: &[u8],
+    start: &[u8],
+    tries_again: bool,
+    score: &mut Score,
+) -> bool {
+    let mut disk = Recording::new(state);
+    if undo(&mut disk, undo_file).is_err() || disk.bytes != start {
+        return false;
+    }
+    if !tries_again {
+        return true;
+    }
+    let mut base = state.to_vec();
+    for epoch in epochs(&disk.log) {
+        let half: Vec<bool> = (0..epoch.len()).map(|at| at % 2 == 0).collect();
+        let mut second = base.clone();
+        lay(&mut second, &epoch, &half);
+        score.second_crashes += 1;
+        let mut disk = Recording::new(&second);
+        if undo(&mut disk, undo_file).is_err() || disk.bytes != start {
+            return false;
+        }
+        let all = vec![true; epoch.len()];
+        lay(&mut base, &epoch, &all);
+    }
+    true
+}
+
+/// Forged images over versions, cluster sizes and widths, each broken in its own way.
+fn forged() -> Vec<(String, Vec<u8>)> {
+    let mut images = Vec::new();
+    for (version, order) in [(2, 4), (3, 2), (3, 3), (3, 4), (3, 6)] {
+        for cluster_bits in [9, 12, 16] {
+            for (what, damage) in DAMAGES {
+                let size = 4096_u64 << cluster_bits;
+                let forge = Forge::new().version(version).cluster_bits(cluster_bits);
+                let forge = forge.refcount_order(order).size(size);
+                let forge = (0..6)
+                    .fold(forge, Forge::data)
+                    .snapshot("1", "one")
+                    .data(2)
+                    .data(9);
+                let forge = FAR.into_iter().fold(forge, Forge::data);
+                let mut image = forge.build();
+                damage(&mut image);
+                let name = format!("v{version} {cluster_bits} {order} {what}");
+                images.push((name, image.bytes));
+            }
+        }
+    }
+    images
+}
+
+type Damage = fn(&mut Forged);
+
+/// Guest clusters far apart: with small clusters each has an L2 table of its own.
+const FAR: [u64; 16] = [
+    100, 200, 300, 400, 500, 600, 700, 800, 900, 1000, 1100, 1200, 1300, 1400, 1500, 1600,
+];
+
+fn set_dirty(image: &mut Forged) {
+    if image.u32_at(4) == 3 {
+        let field = image.field("incompatible_features");
+        image.put_u64(field, image.u64_at(field) | 1);
+    }
+}
+
+const DAMAGES: [(&str, Damage); 11] = [
+    ("dirty, uncounted", |image| {
+        for guest in [2, 9, 100, 900] {
+            let cluster = image.host_cluster(Tree::Active, guest);
+            image.set_refcount(cluster, 0);
+        }
+        set_dirty(image);
+    }),
+    ("many flags and counts, dirty", |image| {
+        for (index, guest) in (0_u64..).zip(FAR) {
+            let cluster = image.host_cluster(Tree::Active, guest);
+            let entry = image.l2_entry(Tree::Active, guest);
+            if index % 2 == 0 {
+                image.put_u64(entry, image.u64_at(entry) & !(1 << 63));
+            } else {
+                image.set_refcount(cluster, index % 4);
+            }
+        }
+        set_dirty(image);
+    }),
+    ("leak", |image| {
+        image.allocate(1);
+        image.allocate(2);
+    }),
+    ("zero", |image| {
+        for cluster in [
+            image.host_cluster(Tree::Active, 2),
+            image.host_cluster(Tree::Active, 9),
+        ] {
+            image.set_refcount(cluster, 0);
+        }
+    }),
+    ("low", |image| {
+        for guest in [0, 1, 3] {
+            let cluster = image.host_cluster(Tree::Active, guest);
+            image.set_refcount(cluster, 1);
+        }
+    }),
+    ("high", |image| {
+        for guest in [0, 9] {
+            let cluster = image.host_cluster(Tree::Active, guest);
+            image.set_refcount(cluster, 7);
+        }
+    }),
+    ("copied set where shared", |image| {
+        let entry = image.l2_entry(Tree::Active, 0);
+        image.put_u64(entry, image.u64_at(entry) | 1 << 63);
+    }),
+    ("copied clear where alone", |image| {
+        let entry = image.l2_entry(Tree::Active, 9);
+        image.put_u64(entry, image.u64_at(entry) & !(1 << 63));
+    }),
+    ("one count, two owners, COPIED", |image| {
+        let cluster = image.host_cluster(Tree::Active, 0);
+        image.set_refcount(cluster, 1);
+        let entry = image.l2_entry(Tree::Active, 0);
+        image.put_u64(entry, image.u64_at(entry) | 1 << 63);
+    }),
+    ("tables uncounted", |image| {
+        let table = image.l2_table(Tree::Active, 0) / image.cluster_size();
+        image.set_refcount(table, 0);
+        image.set_refcount(0, 0);
+    }),
+    ("all at once", |image| {
+        image.allocate(1);
+        let (shared, alone) = (
+            image.host_cluster(Tree::Active, 1),
+            image.host_cluster(Tree::Active, 9),
+        );
+        image.set_refcount(shared, 1);
+        image.set_refcount(alone, 0);
+        let entry = image.l2_entry(Tree::Active, 1);
+        image.put_u64(entry, image.u64_at(entry) | 1 << 63);
+        let cluster = image.host_cluster(Tree::Active, 2);
+        image.set_refcount(cluster, 5);
+    }),
+];
+
+#[test]
+fn no_power_cut_makes_an_image_worse_and_undo_comes_back_from_all() {
+    let mut score = Score::default();
+    for (name, bytes) in forged() {
+        try_image(&name, &bytes, false, &mut score);
+    }
+    for case in cases() {
+        let bytes = fs::read(case.join("image.qcow2")).expect("an image");
+        if Image::open(bytes.clone(), Path::new("image")).is_ok() {
+            try_image(&case.display().to_string(), &bytes, false, &mut score);
+        }
+    }
+    println!(
+        "{} images, {} crash states, {} worse, {} undo mismatches, {} second crashes inside undo",
+        score.images,
+        score.states,
+        score.worse.len(),
+        score.undo_mismatches.len(),
+        score.second_crashes
+    );
+    assert!(score.worse.is_empty(), "{:#?}", score.worse);
+    assert!(
+        score.undo_mismatches.is_empty(),
+        "{:#?}",
+        score.undo_mismatches
+    );
+    assert!(score.images >= 100 && score.states >= 5000, "{score:?}");
+}
+
+#[test]
+fn without_syncs_the_same_repair_can_make_images_worse() {
+    let mut score = Score::default();
+    for (name, bytes) in forged() {
+        try_image(&name, &bytes, true, &mut score);
+    }
+    println!(
+        "control without syncs: {} states, {} worse",
+        score.states,
+        score.worse.len()
+    );
+    assert!(!score.worse.is_empty(), "the harness does not bite");
+}
+
+#[test]
+fn failing_disk_leaves_an_image_that_undo_puts_back() {
+    let mut faults = 0;
+    for (name, start) in forged().into_iter().step_by(7) {
+        let plan = plan_of(&Recording::new(&start));
+        for fails_after in 0.. {
+            let mut disk = Recording::new(&start);
+            disk.fails_after = Some(fails_after);
+            let sink = MemorySink::default();
+            if repair(&mut disk, &plan, &sink).is_ok() {
+                break;
+            }
+            faults += 1;
+            disk.fails_after = None;
+            let file = sink.0.borrow().clone();
+            undo(&mut disk, &file).expect("undo after a failed repair");
+            assert_eq!(disk.bytes, start, "{name}, failing after {fails_after}");
+        }
+    }
+    println!("{faults} failing writes and syncs");
+    assert!(faults > 50, "only {faults} faults");
+}
+
+#[test]
+fn undo_refuses_an_image_that_was_used_since() {
+    let (_, start) = forged().swap_remove(1);
+    let mut disk = Recording::new(&start);
+    let sink = MemorySink::default();
+    let plan = plan_of(&disk);
+    repair(&mut disk, &plan, &sink).expect("memory does not fail");
+    let file = sink.0.borrow().clone();
+    let repaired = disk.bytes.clone();
+    // A guest wrote: some table differs from how the repair left it.
+    let image = Image::open(repaired.clone(), Path::new("image")).expect("an image");
+    let l1 = usize::try_from(image.header().l1_table_offset).expect("a small image");
+    *disk.bytes.get_mut(l1 + 3).expect("the L1 table") ^= 1;
+    let used = disk.bytes.clone();
+    let refused = undo(&mut disk, &file);
+    assert!(
+        matches!(refused, Err(RepairError::UsedSince { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(disk.bytes, used, "a refused undo writes nothing");
+}
