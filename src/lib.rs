@@ -1,7 +1,8 @@
-//! qfsck: an offline integrity checker for QEMU qcow2 disk images.
+//! qfsck: an offline integrity checker and repair tool for QEMU qcow2 disk images.
 //!
 //! This file is the map. The verbs: [`ImageFile::open`] and [`Image::open`] open, [`check`] checks, [`host_owners`] and
-//! [`guest_path`] answer who owns what; [`report`] turns answers into the stable JSON shape.
+//! [`guest_path`] answer who owns what; [`plan`] describes a repair, [`apply`] does it and [`undo_repair`] takes it back;
+//! [`report`] turns answers into the stable JSON shape.
 //!
 //! The library returns values. It never prints, prompts, exits, or reads a clock or configuration: the same bytes give
 //! the same report, at any number of threads.
