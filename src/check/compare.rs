@@ -101,11 +101,12 @@ fn for_each_account(
     }
 }
 
-/// A cluster whose stored count is known and that is suspect or miscounted.
+/// A cluster that is suspect or miscounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Difference {
     pub(crate) cluster: HostCluster,
-    pub(crate) stored: u64,
+    /// `None` where the count could not be read.
+    pub(crate) stored: Option<u64>,
     pub(crate) expected: u64,
     /// It has users that may not share it.
     pub(crate) has_conflict: bool,
@@ -125,12 +126,12 @@ pub(super) fn differences<S: Storage>(
             let stored = RegionCounts::read(walk, survey, region);
             let mut part = Vec::new();
             for_each_account(&stored, ledger, witnessed, region, |account| {
-                part.extend(account.stored.map(|stored| Difference {
+                part.push(Difference {
                     cluster: account.cluster,
-                    stored,
+                    stored: account.stored,
                     expected: account.expected,
                     has_conflict: account.sharing != Sharing::Allowed,
-                }));
+                });
             });
             part
         })

@@ -53,19 +53,20 @@ fn contested_clusters(differences: &[Difference]) -> ClusterSet {
     contested
 }
 
-/// The count each difference is to have afterwards; the stored one where nothing may be done.
+/// The count each difference is to have afterwards: the stored one where nothing may be done, `None` where it is not known.
 fn planned_counts<S: Storage>(
     examination: &Examination<'_, S>,
     permit: Permit,
     differences: &[Difference],
     contested: &ClusterSet,
-) -> Vec<u64> {
+) -> Vec<Option<u64>> {
     let geometry = examination.walk.geometry;
     differences
         .iter()
         .map(|difference| {
+            let stored = difference.stored?;
             let wanted = difference.expected.min(geometry.refcount_max());
-            let is_allowed = if wanted > difference.stored {
+            let is_allowed = if wanted > stored {
                 permit.may_correct
             } else {
                 permit.may_lower
@@ -75,11 +76,11 @@ fn planned_counts<S: Storage>(
             let is_writable = block.is_some_and(|block| {
                 !contested.contains(block) && is_in_file(geometry, block, difference.cluster)
             });
-            if is_allowed && is_writable {
+            Some(if is_allowed && is_writable {
                 wanted
             } else {
-                difference.stored
-            }
+                stored
+            })
         })
         .collect()
 }
@@ -107,17 +108,20 @@ fn refcount_block(
 fn refcount_patches<S: Storage>(
     examination: &Examination<'_, S>,
     differences: &[Difference],
-    counts: &[u64],
+    counts: &[Option<u64>],
 ) -> Vec<Patch> {
     let geometry = examination.walk.geometry;
     let mut patches = Vec::new();
     for (difference, &count) in differences.iter().zip(counts) {
         let block = refcount_block(&examination.survey, geometry, difference.cluster);
-        let Some(block) = block.filter(|_| count != difference.stored) else {
+        let (Some(block), Some(stored), Some(count)) = (block, difference.stored, count) else {
             continue;
         };
+        if count == stored {
+            continue;
+        }
         let index = difference.cluster.0 % geometry.refcount_block_entries();
-        let stage = if count > difference.stored {
+        let stage = if count > stored {
             StageKind::RaiseRefcounts
         } else {
             StageKind::LowerRefcounts
@@ -138,7 +142,7 @@ fn refcount_patches<S: Storage>(
 fn flag_patches<S: Storage>(
     examination: &Examination<'_, S>,
     differences: &[Difference],
-    counts: &[u64],
+    counts: &[Option<u64>],
     contested: &ClusterSet,
 ) -> Vec<Patch> {
     if examination.walk.image.header().has_data_file() {
@@ -147,8 +151,10 @@ fn flag_patches<S: Storage>(
     let touched = ClusterSet::new();
     let single = ClusterSet::new();
     for (difference, &count) in differences.iter().zip(counts) {
-        touched.insert(difference.cluster);
-        if count == 1 {
+        if count.is_some() {
+            touched.insert(difference.cluster);
+        }
+        if count == Some(1) {
             single.insert(difference.cluster);
         }
     }

@@ -124,7 +124,7 @@ fn lost_tables<S: Storage>(examination: &Examination<'_, S>) -> Vec<HostCluster>
     let leaked: Vec<HostCluster> = examination
         .differences()
         .into_iter()
-        .filter(|difference| difference.expected == 0 && difference.stored > 0)
+        .filter(|difference| difference.expected == 0 && difference.stored > Some(0))
         .map(|difference| difference.cluster)
         .filter(|cluster| cluster.0 < geometry.file_clusters())
         .collect();
