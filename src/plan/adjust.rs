@@ -24,7 +24,10 @@ use crate::walk::{L2Item, Survey};
 const INCOMPATIBLE_FEATURES_OFFSET: u64 = 72;
 
 /// Everything the permit allows, as patches.
-pub(super) fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit) -> Vec<Patch> {
+pub(super) fn patches<S: Storage>(
+    examination: &Examination<'_, S>,
+    permit: Permit<'_>,
+) -> Vec<Patch> {
     let differences = examination.differences();
     let contested = contested_clusters(&differences);
     let counts = planned_counts(examination, permit, &differences, &contested);
@@ -56,7 +59,7 @@ fn contested_clusters(differences: &[Difference]) -> ClusterSet {
 /// The count each difference is to have afterwards: the stored one where nothing may be done, `None` where it is not known.
 fn planned_counts<S: Storage>(
     examination: &Examination<'_, S>,
-    permit: Permit,
+    permit: Permit<'_>,
     differences: &[Difference],
     contested: &ClusterSet,
 ) -> Vec<Option<u64>> {
@@ -69,7 +72,7 @@ fn planned_counts<S: Storage>(
             let is_allowed = if wanted > stored {
                 permit.may_correct
             } else {
-                permit.may_lower
+                permit.may_lower.is_some()
             };
             let block = refcount_block(&examination.survey, geometry, difference.cluster);
             // A block that the file ends in has counts that are not on disk; writing one would grow the file.

@@ -6,18 +6,19 @@ use rayon::prelude::*;
 
 use super::Mode;
 use crate::check::Examination;
+use crate::coverage::Complete;
 use crate::finding::{Code, Severity};
 use crate::qcow2::{Geometry, HostCluster, L2Descriptor, L2Entry, words};
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 
 /// What a plan may contain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Permit {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Permit<'a> {
     /// Raise counts, clear and set COPIED flags.
     pub(super) may_correct: bool,
-    /// Lower counts.
-    pub(super) may_lower: bool,
+    /// Lower counts: only with the proof that nothing was left out.
+    pub(super) may_lower: Option<Complete<'a>>,
 }
 
 /// Something that is left as it is.
@@ -42,10 +43,10 @@ const COUNT_CODES: [Code; 6] = [
 ];
 
 /// Decides what may be done, and says why the rest may not.
-pub(super) fn permit<S: Storage>(
-    examination: &Examination<'_, S>,
+pub(super) fn permit<'a, S: Storage>(
+    examination: &'a Examination<'_, S>,
     mode: Mode,
-) -> (Permit, Vec<Withheld>) {
+) -> (Permit<'a>, Vec<Withheld>) {
     let findings = &examination.notes.findings;
     let mut withheld = Vec::new();
     for (code, total) in findings.totals() {
@@ -60,15 +61,19 @@ pub(super) fn permit<S: Storage>(
         }
     }
     let leaks = findings.total_of(Code::RefcountLeak);
-    let reason = reason_to_keep_leaks(examination, mode, &withheld);
-    let may_lower = reason.is_none();
-    if let Some(reason) = reason.filter(|_| leaks.count > 0) {
-        withheld.push(Withheld {
-            code: Code::RefcountLeak,
-            count: leaks.count,
-            reason,
-        });
-    }
+    let may_lower = match may_lower(examination, mode, &withheld) {
+        Ok(complete) => Some(complete),
+        Err(reason) => {
+            if leaks.count > 0 {
+                withheld.push(Withheld {
+                    code: Code::RefcountLeak,
+                    count: leaks.count,
+                    reason,
+                });
+            }
+            None
+        }
+    };
     let permit = Permit {
         may_correct: mode == Mode::All,
         may_lower,
@@ -86,35 +91,36 @@ pub(super) fn unreadable() -> Vec<Withheld> {
     }]
 }
 
-/// Why what looks leaked must not be freed, if so.
-fn reason_to_keep_leaks<S: Storage>(
-    examination: &Examination<'_, S>,
+/// The proof that what looks leaked is leaked, or why it must not be freed.
+fn may_lower<'a, S: Storage>(
+    examination: &'a Examination<'_, S>,
     mode: Mode,
     withheld: &[Withheld],
-) -> Option<String> {
-    if examination.notes.coverage.complete().is_none() {
-        return Some(
-            "not every table could be read, and what an unread table maps looks leaked".to_owned(),
-        );
-    }
+) -> Result<Complete<'a>, String> {
+    let notes = &examination.notes;
+    let complete = notes
+        .coverage
+        .complete()
+        .ok_or("not every table could be read, and what an unread table maps looks leaked")?;
     if let Some(open) = withheld.first() {
-        return Some(format!(
+        return Err(format!(
             "{} is open, and a damaged structure makes live data look leaked",
             open.code
         ));
     }
-    let corruptions = examination.notes.findings.count_of(Severity::Corruption);
-    if mode == Mode::Leaks && corruptions > 0 {
-        return Some("the image has errors besides leaks; use --mode all".to_owned());
+    if mode == Mode::Leaks && notes.findings.count_of(Severity::Corruption) > 0 {
+        return Err("the image has errors besides leaks; use --mode all".to_owned());
     }
     let lost = lost_tables(examination);
-    lost.first().map(|table| {
-        format!(
-            "{} of the leaked clusters look like lost L2 tables (the first is cluster {}), so what they map may be live data",
+    match lost.first() {
+        None => Ok(complete),
+        Some(first) => Err(format!(
+            "{} of the leaked clusters look like lost L2 tables (the first is cluster {}), so what they map may be \
+             live data",
             lost.len(),
-            table.0
-        )
-    })
+            first.0
+        )),
+    }
 }
 
 /// Leaked clusters whose content reads as an L2 table that maps leaked clusters.
