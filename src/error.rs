@@ -43,6 +43,12 @@ pub enum Error {
         /// Who holds which lock, as far as the system tells.
         holder: String,
     },
+    /// The file system cannot lock, so a program that has the image open would not be seen.
+    #[error("{} is on a file system without locks, so a running virtual machine would not be seen", path.display())]
+    NoLocks {
+        /// The path.
+        path: PathBuf,
+    },
     /// The first bytes of the image could not be read.
     #[error("cannot read {} at byte {offset}: {source}", path.display())]
     Read {
@@ -63,6 +69,7 @@ impl Error {
             | Self::NotAFile { path, .. }
             | Self::NotQcow2 { path, .. }
             | Self::InUse { path, .. }
+            | Self::NoLocks { path }
             | Self::Read { path, .. } => path,
         }
     }
@@ -85,6 +92,7 @@ impl Error {
             Self::InUse { .. } => {
                 "stop the program, or read anyway with -U (the result is then unreliable)"
             }
+            Self::NoLocks { .. } => "repair a copy of the image on a local disk",
             Self::Read { .. } => {
                 "check the disk the image is on; copy the image away with ddrescue"
             }

@@ -108,14 +108,16 @@ pub fn plan<S: Storage>(
     let Ok(examination) = examine(image, options, progress) else {
         return Ok(nothing_to_locate(image, options, progress));
     };
-    let (permit, withheld) = evidence::permit(&examination, mode);
+    let (permit, mut withheld) = evidence::permit(&examination, mode);
+    let may_correct = permit.may_correct;
     let patches = adjust::patches(&examination, permit);
     let before = examination.conclude();
     let mut stages = sectors::lay_out(image.storage(), patches).map_err(read_error)?;
     let settled = rehearse(image, &stages, options, progress)?;
+    let is_guarded = stages.iter().any(|stage| stage.kind == StageKind::Guard);
     // Leaks alone are lowered, or not, without a word about the state of the rest.
-    if mode == Mode::All {
-        let goal = if is_consistent(&settled) {
+    if is_guarded || may_correct {
+        let goal = if is_consistent(&settled) && may_correct {
             adjust::State::Consistent
         } else {
             adjust::State::AsItWas
@@ -123,7 +125,10 @@ pub fn plan<S: Storage>(
         stages = adjust::with_final_state(image, stages, goal).map_err(read_error)?;
     }
     let mut after = rehearse(image, &stages, options, progress)?;
-    if !is_better(&before, &after) {
+    if !stages.is_empty()
+        && let Err(reason) = is_better(&before, &after)
+    {
+        withheld.push(reason);
         stages = Vec::new();
         after.clone_from(&before);
     }
@@ -168,12 +173,33 @@ fn is_consistent(check: &Check) -> bool {
     corruptions == corrupt_bit && check.coverage.complete().is_some()
 }
 
-/// Strictly better: no code is found more often, and one is found less often.
-pub(crate) fn is_better(before: &Check, after: &Check) -> bool {
+/// Strictly better: no leak or error is found more often, and something is found less often.
+fn is_better(before: &Check, after: &Check) -> Result<(), Withheld> {
     let counts = |code| {
         let count = |check: &Check| check.findings.total_of(code).count;
         (count(before), count(after))
     };
-    let codes = || Code::ALL.iter().map(|&code| counts(code));
-    codes().all(|(before, after)| after <= before) && codes().any(|(before, after)| after < before)
+    for &code in Code::ALL {
+        let (count, count_after) = counts(code);
+        if count_after > count && code.severity() > Severity::Notice {
+            return Err(Withheld {
+                code,
+                count: count_after,
+                reason: "the rehearsal found more of these than there are now, so nothing is done"
+                    .to_owned(),
+            });
+        }
+    }
+    let gains = |&code: &Code| {
+        let (before, after) = counts(code);
+        after < before
+    };
+    if Code::ALL.iter().any(gains) {
+        return Ok(());
+    }
+    Err(Withheld {
+        code: Code::RefcountLeak,
+        count: 0,
+        reason: "the rehearsal found nothing better afterwards, so nothing is done".to_owned(),
+    })
 }

@@ -8,8 +8,9 @@
 //! 3. The image is read again, whole, as a stranger would; it must be what the rehearsal promised.
 //! 4. Only then the dirty and corrupt bits are cleared, and the undo file is marked as finished.
 //!
-//! Any error stops at once: nothing is tried twice, because a failed sync does not say what was lost. The sectors
-//! written so far are then put back from memory as well as they can be, and the undo file stays.
+//! Any error stops at once: nothing is tried twice, because a failed sync does not say what was lost. After a failed
+//! write or sync the undo file is the way back. Where the image is not what the plan expects, or not what the rehearsal
+//! promised, the sectors written so far are put back, and the undo file stays as well.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -63,7 +64,7 @@ pub enum RepairError {
     UndoFile(io::Error),
     /// What the plan expects is not there; what was written was put back.
     #[error(
-        "the image changed at byte {offset} since the plan was made; it was put back as it was"
+        "the image changed at byte {offset} since the plan was made; what was written so far was put back"
     )]
     Changed {
         /// Where.
@@ -73,7 +74,7 @@ pub enum RepairError {
     #[error("writing to the image failed: {0}; `qfsck undo` puts it back")]
     Write(io::Error),
     /// The repaired image is not what the rehearsal promised.
-    #[error("the image is not what the rehearsal promised; it was put back as it was")]
+    #[error("the image is not what the rehearsal promised; what was written was put back")]
     NotAsRehearsed,
     /// The undo file is of a repair that never began.
     #[error("this undo file belongs to a repair that never began; the image was not changed by it")]

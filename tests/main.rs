@@ -5,6 +5,8 @@
 //! | `corpus` | every image in `corpus/` is reported as recorded |
 //! | `damage` | one forged damage for each code, with everything it provokes |
 //! | `law` | what is true of every image: same report at any number of threads, agreement with a naive model |
+//! | `compatibility` | where `qemu-img check` says something else is what the document says |
+//! | `json` | every key of the JSON is documented |
 //! | `plan` | what a repair would do to every image of the corpus |
 //! | `crash` | no power cut makes an image worse, and undo comes back from every state |
 //! | `oracle` | agreement with `qemu-img check` to the digit, over images made by the real tools |
@@ -17,8 +19,10 @@
     reason = "a test stops where it fails, and says what it did"
 )]
 
+mod compatibility;
 mod corpus;
 mod crash;
+mod json;
 mod oracle;
 mod plan;
 mod support;

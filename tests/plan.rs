@@ -5,9 +5,10 @@
 use std::fs;
 use std::path::Path;
 
-use qfsck::{Image, Mode, Options, Plan, Progress};
+use qfsck::{Image, Mode, Options, Plan, Progress, Severity, Stage, StageKind};
 
 use crate::corpus::cases;
+use crate::support::image_forge::{Forge, Tree};
 
 fn plan_of(bytes: &[u8], mode: Mode) -> Option<Plan> {
     let image = Image::open(bytes.to_vec(), Path::new("image")).ok()?;
@@ -58,4 +59,92 @@ fn plans_make_nothing_worse_and_leave_nothing_to_plan() {
     }
     println!("{planned} plans");
     assert!(planned > 40, "only {planned} plans");
+}
+
+/// A plan lowers a refcount.
+fn lowers(plan: &Plan) -> bool {
+    let is_lowering = |stage: &Stage| stage.kind == StageKind::LowerRefcounts;
+    plan.stages.iter().any(is_lowering)
+}
+
+#[test]
+fn what_a_lost_pointer_hides_is_never_freed() {
+    for name in [
+        "130-l1-entry-lost",
+        "132-l1-entry-offset-lost",
+        "137-l1-entry-at-data",
+        "231-snapshot-count-too-small",
+        "232-snapshot-count-zero",
+        "234-snapshot-table-unaligned",
+        "235-snapshot-table-past-end-of-file",
+        "236-snapshot-table-offset-zero",
+        "237-snapshot-l1-unaligned",
+        "240-snapshot-l1-size-zero",
+        "253-snapshot-l1-entry-lost",
+        "263-bitmap-directory-size-wrong",
+        "271-bitmaps-stale",
+        "301-header-l1-unaligned",
+        "302-header-l1-at-data",
+        "330-dirty-bit-with-l1-entry-lost",
+    ] {
+        let image = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("corpus")
+            .join(name);
+        let bytes = fs::read(image.join("image.qcow2")).expect("an image of the corpus");
+        let plan = plan_of(&bytes, Mode::All).expect("an image");
+        assert!(!lowers(&plan), "{name} would lose data");
+        assert!(!plan.withheld.is_empty(), "{name}: the reason is named");
+    }
+}
+
+#[test]
+fn lost_snapshots_keep_their_counts_whether_they_have_diverged_or_not() {
+    for diverges in [false, true] {
+        for cluster_bits in [9, 12, 16] {
+            let forge = Forge::new()
+                .cluster_bits(cluster_bits)
+                .size(256 << cluster_bits);
+            let forge = (0..20).fold(forge, Forge::data).snapshot("1", "one");
+            let forge = if diverges {
+                forge.data(3).data(7)
+            } else {
+                forge
+            };
+            let mut image = forge.build();
+            image.put_u32(image.field("nb_snapshots"), 0);
+            for mode in [Mode::Leaks, Mode::All] {
+                let plan = plan_of(&image.bytes, mode).expect("an image");
+                assert!(plan.before.findings.count_of(Severity::Leak) > 0);
+                assert!(!lowers(&plan), "{cluster_bits} {diverges} {mode:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lost_l1_entry_with_an_external_data_file_frees_nothing() {
+    let forge = Forge::new()
+        .cluster_bits(12)
+        .size(4096 << 12)
+        .data_file(Some("data"));
+    let mut image = (0..20).fold(forge, Forge::data).build();
+    image.put_u64(image.l1_entry(Tree::Active, 0), 0);
+    let plan = plan_of(&image.bytes, Mode::All).expect("an image");
+    assert!(plan.before.findings.count_of(Severity::Leak) > 0);
+    assert!(plan.is_empty(), "{:?}", plan.stages);
+}
+
+#[test]
+fn image_with_unknown_bits_is_not_written_to() {
+    for field in ["incompatible_features", "autoclear_features"] {
+        let mut image = Forge::new()
+            .cluster_bits(12)
+            .size(4096 << 12)
+            .data(1)
+            .build();
+        image.put_u64(image.field(field), 1 << 40);
+        image.set_refcount(image.host_cluster(Tree::Active, 1), 0);
+        let plan = plan_of(&image.bytes, Mode::All).expect("an image");
+        assert!(plan.is_empty() && !plan.withheld.is_empty(), "{field}");
+    }
 }

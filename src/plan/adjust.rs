@@ -12,7 +12,8 @@ use crate::check::{Difference, Examination};
 use crate::coverage::Gap;
 use crate::image::Image;
 use crate::qcow2::{
-    Geometry, HostCluster, HostOffset, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, L1Entry, words,
+    Geometry, HostCluster, HostOffset, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, L1Entry, Place,
+    Tree, words,
 };
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
@@ -32,7 +33,7 @@ pub(super) fn patches<S: Storage>(
     let contested = contested_clusters(&differences);
     let counts = planned_counts(examination, permit, &differences, &contested);
     let mut patches = refcount_patches(examination, &differences, &counts);
-    if permit.may_correct || !patches.is_empty() {
+    if permit.may_correct {
         patches.extend(flag_patches(examination, &differences, &counts, &contested));
     }
     let has_flags_or_raises = patches
@@ -72,7 +73,8 @@ fn planned_counts<S: Storage>(
             let is_allowed = if wanted > stored {
                 permit.may_correct
             } else {
-                permit.may_lower.is_some()
+                // A count that is too high on a cluster in use does no harm; its flags are errors' business.
+                permit.may_lower.is_some() && (permit.may_correct || difference.expected == 0)
             };
             let block = refcount_block(&examination.survey, geometry, difference.cluster);
             // A block that the file ends in has counts that are not on disk; writing one would grow the file.
@@ -157,7 +159,7 @@ fn flag_patches<S: Storage>(
         if count.is_some() {
             touched.insert(difference.cluster);
         }
-        if count == Some(1) {
+        if count == Some(1) && difference.expected == 1 {
             single.insert(difference.cluster);
         }
     }
@@ -206,17 +208,25 @@ fn l1_flag_patches<S: Storage>(
     contested: &ClusterSet,
 ) -> Vec<Patch> {
     let walk = examination.walk;
-    let table_offset = walk.image.header().l1_table_offset;
+    let place = Place::L1Table { tree: Tree::Active };
+    // Only a table that the walk has admitted is written to.
+    let claim = examination
+        .survey
+        .claims
+        .iter()
+        .find(|claim| claim.place == place);
+    let Some(claim) = claim else {
+        return Vec::new();
+    };
+    let table_offset = walk.geometry.offset_of(claim.clusters.start).0;
     let in_file = walk.geometry.file_bytes().saturating_sub(table_offset) / 8;
+    let in_claim = claim.clusters.count * walk.geometry.cluster_bytes() / 8;
     let entries = u64::from(walk.image.header().l1_size)
         .min(in_file)
-        .min(1 << 22);
+        .min(in_claim);
     let mut table = vec![0; usize::try_from(entries * 8).unwrap_or(0)];
-    if walk
-        .image
-        .read_into(HostOffset(table_offset), &mut table)
-        .is_err()
-    {
+    let read = walk.image.read_into(HostOffset(table_offset), &mut table);
+    if read.is_err() {
         return Vec::new();
     }
     let mut patches = Vec::new();

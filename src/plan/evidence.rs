@@ -32,6 +32,9 @@ pub struct Withheld {
     pub reason: String,
 }
 
+/// More leaked clusters than this are not looked through for lost tables, and so not freed.
+const MAX_LEAKED_BYTES: u64 = 1 << 38;
+
 /// Findings that lowering counts cannot make worse: they are about counts and flags themselves.
 const COUNT_CODES: [Code; 6] = [
     Code::RefcountZero,
@@ -49,6 +52,14 @@ pub(super) fn permit<'a, S: Storage>(
 ) -> (Permit<'a>, Vec<Withheld>) {
     let findings = &examination.notes.findings;
     let mut withheld = Vec::new();
+    if let Some(refused) = forbidden(examination) {
+        withheld.push(refused);
+        let permit = Permit {
+            may_correct: false,
+            may_lower: None,
+        };
+        return (permit, withheld);
+    }
     for (code, total) in findings.totals() {
         let is_left = code.severity() == Severity::Corruption && !COUNT_CODES.contains(&code);
         if is_left {
@@ -81,6 +92,29 @@ pub(super) fn permit<'a, S: Storage>(
     (permit, withheld)
 }
 
+/// What forbids writing anything: bits whose meaning nobody here knows.
+fn forbidden<S: Storage>(examination: &Examination<'_, S>) -> Option<Withheld> {
+    let findings = &examination.notes.findings;
+    let codes = [
+        (
+            Code::IncompatibleFeatureUnknown,
+            "the bit may change what the tables mean, so nothing is written",
+        ),
+        (
+            Code::AutoclearFeatureUnknown,
+            "whoever writes to the image has to drop what the bit stands for, so nothing is written",
+        ),
+    ];
+    codes.into_iter().find_map(|(code, reason)| {
+        let count = findings.total_of(code).count;
+        (count > 0).then(|| Withheld {
+            code,
+            count,
+            reason: reason.to_owned(),
+        })
+    })
+}
+
 /// What is withheld where not even the header makes sense.
 pub(super) fn unreadable() -> Vec<Withheld> {
     vec![Withheld {
@@ -111,67 +145,68 @@ fn may_lower<'a, S: Storage>(
     if mode == Mode::Leaks && notes.findings.count_of(Severity::Corruption) > 0 {
         return Err("the image has errors besides leaks; use --mode all".to_owned());
     }
-    let lost = lost_tables(examination);
-    match lost.first() {
+    match suspicious_cluster(examination) {
         None => Ok(complete),
-        Some(first) => Err(format!(
-            "{} of the leaked clusters look like lost L2 tables (the first is cluster {}), so what they map may be \
-             live data",
-            lost.len(),
-            first.0
-        )),
+        Some(reason) => Err(reason),
     }
 }
 
-/// Leaked clusters whose content reads as an L2 table that maps leaked clusters.
-fn lost_tables<S: Storage>(examination: &Examination<'_, S>) -> Vec<HostCluster> {
+/// Why some cluster that would be freed may be the only way to live data, if one is.
+fn suspicious_cluster<S: Storage>(examination: &Examination<'_, S>) -> Option<String> {
     let geometry = examination.walk.geometry;
-    let freed = ClusterSet::new();
-    let leaked: Vec<HostCluster> = examination
-        .differences()
-        .into_iter()
-        .filter(|difference| difference.expected == 0 && difference.stored > Some(0))
-        .map(|difference| difference.cluster)
-        .filter(|cluster| cluster.0 < geometry.file_clusters())
-        .collect();
-    for &cluster in &leaked {
-        freed.insert(cluster);
+    let overcounted = ClusterSet::new();
+    let mut leaked = Vec::new();
+    for difference in examination.differences() {
+        if difference.stored > Some(difference.expected) {
+            overcounted.insert(difference.cluster);
+            if difference.expected == 0 && difference.cluster.0 < geometry.file_clusters() {
+                leaked.push(difference.cluster);
+            }
+        }
     }
+    if leaked.len() as u64 > MAX_LEAKED_BYTES / geometry.cluster_bytes() {
+        return Some(
+            "there are too many leaked clusters to look through for lost tables".to_owned(),
+        );
+    }
+    let has_data_file = examination.walk.image.header().has_data_file();
     let cluster_bytes = usize::try_from(geometry.cluster_bytes()).unwrap_or(0);
-    leaked
-        .par_iter()
-        .copied()
-        .filter(|&cluster| {
-            let mut bytes = vec![0; cluster_bytes];
-            let image = examination.walk.image;
-            // What cannot be read cannot be proven worthless.
-            image.read_clusters(geometry, cluster, &mut bytes).is_err()
-                || looks_like_l2_table(geometry, &bytes, &freed)
-        })
-        .collect()
+    let first = leaked.par_iter().copied().find_first(|&cluster| {
+        let mut bytes = vec![0; cluster_bytes];
+        let image = examination.walk.image;
+        // What cannot be read cannot be proven worthless.
+        if image.read_clusters(geometry, cluster, &mut bytes).is_err() {
+            return true;
+        }
+        let names_overcounted =
+            words(&bytes).any(|word| names_cluster_of(geometry, word, &overcounted));
+        // In an external data file's tables no offset is one of this file, so nothing can be told by them.
+        names_overcounted || (has_data_file && bytes.iter().any(|&byte| byte != 0))
+    })?;
+    Some(format!(
+        "cluster {} would be freed, but may be a lost table, snapshot or bitmap: it names clusters that are counted more \
+         often than they are used",
+        first.0
+    ))
 }
 
-/// Whether bytes read as an L2 table in which nothing is impossible and something points at a freed cluster.
-fn looks_like_l2_table(geometry: Geometry, bytes: &[u8], freed: &ClusterSet) -> bool {
-    let step = if geometry.has_extended_l2() { 2 } else { 1 };
-    let mut points_at_freed = false;
-    for word in words(bytes).step_by(step) {
-        let entry = L2Entry(word);
-        let host = match entry.descriptor(geometry) {
-            _ if entry.reserved_bits() != 0 => return false,
-            L2Descriptor::Unallocated if word == 0 => continue,
-            L2Descriptor::Unallocated => return false,
-            L2Descriptor::Zero { preallocated: None } => continue,
-            L2Descriptor::Zero {
-                preallocated: Some(offset),
-            }
-            | L2Descriptor::Standard(offset) => geometry.admit(offset),
-            L2Descriptor::Compressed(extent) => geometry
-                .admit_extent(extent.offset, extent.bytes())
-                .map(|clusters| clusters.start),
-        };
-        let Ok(host) = host else { return false };
-        points_at_freed |= freed.contains(host);
-    }
-    points_at_freed
+/// Whether a word, read as any pointer the format has, names a cluster of the set.
+///
+/// One such word is enough: a lost table may itself be damaged, and guest data hardly ever reads as a pointer to just
+/// those clusters. L1 and L2 entries, refcount and bitmap table entries and the offsets in snapshot and bitmap directory
+/// entries all lie at multiples of eight bytes.
+fn names_cluster_of(geometry: Geometry, word: u64, set: &ClusterSet) -> bool {
+    let is_in_set = |cluster: HostCluster| set.contains(cluster);
+    let entry = L2Entry(word);
+    let standard = entry.standard_offset();
+    let names_standard = standard.0 != 0
+        && entry.reserved_bits() == 0
+        && geometry.admit(standard).is_ok_and(is_in_set);
+    let names_compressed = match entry.descriptor(geometry) {
+        L2Descriptor::Compressed(extent) => geometry
+            .admit_extent(extent.offset, extent.bytes())
+            .is_ok_and(|clusters| clusters.count <= 2 && clusters.clusters().any(is_in_set)),
+        L2Descriptor::Standard(_) | L2Descriptor::Zero { .. } | L2Descriptor::Unallocated => false,
+    };
+    (names_standard && !entry.is_compressed()) || names_compressed
 }

@@ -44,7 +44,8 @@ pub struct FileIdentity {
 impl ImageFile {
     /// Opens `path`, which must be a regular file or a block device, and takes QEMU's locks.
     pub fn open(path: &Path, sharing: Sharing) -> Result<Self, Error> {
-        let (file, is_block_device) = open_file(path, OpenOptions::new().read(true))?;
+        let (file, is_block_device) =
+            open_file(path, OpenOptions::new().read(true), OFlag::empty())?;
         let lock_scope = lock::acquire(&file, path, sharing)?;
         Ok(Self {
             path: path.to_owned(),
@@ -99,8 +100,22 @@ pub struct RepairFile {
 impl RepairFile {
     /// Opens `path` for reading and writing, and keeps everybody else out.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let (file, is_block_device) = open_file(path, OpenOptions::new().read(true).write(true))?;
+        let is_device =
+            std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+        // Of a block device this also keeps mounts and device mappers out.
+        let alone = if is_device {
+            OFlag::O_EXCL
+        } else {
+            OFlag::empty()
+        };
+        let mut options = OpenOptions::new();
+        let (file, is_block_device) = open_file(path, options.read(true).write(true), alone)?;
         let lock_scope = lock::acquire_alone(&file, path)?;
+        if lock_scope == LockScope::Unsupported {
+            return Err(Error::NoLocks {
+                path: path.to_owned(),
+            });
+        }
         Ok(Self {
             image: ImageFile {
                 path: path.to_owned(),
@@ -183,7 +198,7 @@ impl Storage for ImageFile {
 }
 
 /// Opens a regular file or block device; says whether it is a block device.
-fn open_file(path: &Path, options: &mut OpenOptions) -> Result<(File, bool), Error> {
+fn open_file(path: &Path, options: &mut OpenOptions, flags: OFlag) -> Result<(File, bool), Error> {
     let open_error = |source| Error::Open {
         path: path.to_owned(),
         source,
@@ -191,7 +206,7 @@ fn open_file(path: &Path, options: &mut OpenOptions) -> Result<(File, bool), Err
     // Looked at before it is opened: opening a FIFO or a tape has effects of its own.
     refuse_other_types(path, &std::fs::metadata(path).map_err(open_error)?)?;
     let file = options
-        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .custom_flags((OFlag::O_NONBLOCK | flags).bits())
         .open(path)
         .map_err(open_error)?;
     let metadata = file.metadata().map_err(open_error)?;

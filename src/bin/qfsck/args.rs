@@ -184,7 +184,8 @@ pub(crate) struct RepairArgs {
 /// Take a repair back: every sector as it was, from the undo file the repair left.
 ///
 /// It works after a repair that is done and after one that was cut, and can itself be cut and run again. It refuses when
-/// the image was used since: old metadata over new data would destroy it.
+/// the metadata is no longer as the repair left it, because somebody has used the image since: old metadata over new data
+/// would destroy it. Guest data written in place meanwhile stays as it is.
 #[derive(Debug, Args)]
 pub(crate) struct UndoArgs {
     /// The undo file

@@ -62,7 +62,9 @@ fn repair(args: &RepairArgs) -> Result<Outcome, Error> {
     let Some(undo_path) = undo_path(args, &file) else {
         return Ok(Outcome::Usage);
     };
-    if let Some(word) = leftover(&undo_path) {
+    // Also beside the image, wherever the new undo file is to go: a repair that was cut short comes first.
+    let word = interrupted(&args.image).or_else(|| leftover(&undo_path));
+    if let Some(word) = word {
         say(&format!("qfsck: {word}"));
         return Ok(Outcome::Incomplete);
     }
@@ -226,7 +228,7 @@ fn write_plan(to: &mut dyn Write, plan: &Plan) -> io::Result<()> {
 
 fn purpose(kind: StageKind) -> &'static str {
     match kind {
-        StageKind::Guard => "set the corrupt bit, so that nothing uses the image meanwhile",
+        StageKind::Guard => "set the corrupt bit, so that nothing writes to the image meanwhile",
         StageKind::RaiseRefcounts => "raise refcounts that are too low",
         StageKind::ClearCopied => "clear COPIED flags that let writes through",
         StageKind::LowerRefcounts => "lower refcounts that are too high",
