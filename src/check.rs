@@ -233,12 +233,12 @@ fn note_file_end<S: Storage>(
         return;
     }
     let cluster = HostCluster(tail_cluster);
+    let unused_bytes = geometry.file_bytes() - (last_cluster + 1) * geometry.cluster_bytes();
     notes.push(
         Finding::new(Code::TrailingBytes, Place::File)
             .host(ClusterRange::one(cluster))
             .detail(format!(
-                "{tail_bytes} bytes from {} on",
-                geometry.offset_of(cluster)
+                "{unused_bytes} bytes follow the last cluster in use"
             )),
     );
 }

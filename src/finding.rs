@@ -44,8 +44,8 @@ pub struct Finding {
 /// A refcount as stored, beside what the references add up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
-    /// On disk.
-    pub stored: u64,
+    /// On disk; `None` where it could not be read.
+    pub stored: Option<u64>,
     /// From the references.
     pub expected: u64,
 }
@@ -165,7 +165,7 @@ impl Finding {
 
     /// With the counts that differ.
     #[must_use]
-    pub fn counts(mut self, stored: u64, expected: u64) -> Self {
+    pub fn counts(mut self, stored: Option<u64>, expected: u64) -> Self {
         self.counts = Some(Counts { stored, expected });
         self
     }

@@ -12,6 +12,7 @@ mod geometry;
 mod header;
 mod l1;
 mod l2;
+mod luks;
 mod place;
 mod refcount;
 mod snapshot;
@@ -39,6 +40,7 @@ pub use header::{
 };
 pub use l1::L1Entry;
 pub use l2::{CompressedExtent, L2Descriptor, L2Entry, SubclusterBitmap};
+pub use luks::{LUKS_HEADER_BYTES, LuksHeader};
 pub use place::{Place, Tree};
 pub use refcount::{RefcountTableEntry, refcount_at, refcounts};
 pub use snapshot::{

@@ -318,10 +318,9 @@ impl CheckDocument {
 impl ErrorDocument {
     /// The document of a check that could not be started.
     pub fn new(filename: &str, error: &Error) -> Self {
-        let is_other_format = matches!(error, Error::NotQcow2 { .. });
         Self {
             filename: filename.to_owned(),
-            format: if is_other_format { "unknown" } else { "qcow2" },
+            format: "unknown",
             check_errors: 1,
             schema: SCHEMA,
             verdict: "unreadable",
@@ -458,7 +457,7 @@ impl<'a> Rows<'a> {
             place: self.place(finding.place),
             host: finding.host.map(|host| self.host(host.start, host.count)),
             guest: finding.guest.map(guest_row),
-            stored: finding.counts.map(|counts| counts.stored),
+            stored: finding.counts.and_then(|counts| counts.stored),
             expected: finding.counts.map(|counts| counts.expected),
             word: finding.word.map(hex),
             owners: self.owners(&finding.owners),
@@ -474,7 +473,7 @@ impl<'a> Rows<'a> {
 
     fn owner(&self, owner: &Owner) -> OwnerRow {
         OwnerRow {
-            kind: owner.kind.name().replace(' ', "-"),
+            kind: owner.kind.name().to_lowercase().replace(' ', "-"),
             place: self.place(owner.place),
             host: self.host(owner.host.start, owner.host.count),
             guest: owner.guest.map(guest_row),

@@ -4,11 +4,12 @@
 //! and, table by table, the references in them; findings; gaps in the coverage. Never here: comparing one structure
 //! with another, refcounts included.
 //!
-//! Rooms, in the order they are walked: `header` (header, extensions, encryption header), `refcounts` (refcount table),
+//! Rooms, in the order they are walked: `header` (header, extensions), `encryption`, `refcounts` (refcount table),
 //! `snapshots` (snapshot table), `mapping` (L1 tables), `bitmaps`; then `l2_table` for what is inside the L2 tables.
 
 pub(crate) mod batch;
 mod bitmaps;
+mod encryption;
 mod header;
 pub(crate) mod l2_table;
 mod mapping;
@@ -138,6 +139,7 @@ impl Survey {
 pub(crate) fn survey<S: Storage>(walk: Walk<'_, S>, notes: &mut Notes) -> Survey {
     let mut survey = Survey::default();
     header::walk_header(walk, &mut survey, notes);
+    encryption::walk_encryption_header(walk, &mut survey, notes);
     refcounts::walk_refcount_table(walk, &mut survey, notes);
     snapshots::walk_snapshots(walk, &mut survey, notes);
     mapping::walk_l1_tables(walk, &mut survey, notes);

@@ -162,6 +162,9 @@ impl Judge {
     fn judge(&self, account: Account, findings: &mut Findings) {
         let overlap = match account.sharing {
             Sharing::Allowed => None,
+            Sharing::GuestData if account.stored >= Some(account.expected) => {
+                Some(Code::GuestDataShared)
+            }
             Sharing::GuestData => Some(Code::GuestDataOverlap),
             Sharing::Metadata => Some(Code::MetadataOverlap),
         };
@@ -178,7 +181,7 @@ impl Judge {
                     },
                 )
                 .host(ClusterRange::one(account.cluster))
-                .counts(account.stored.unwrap_or(0), account.expected),
+                .counts(account.stored, account.expected),
             );
         }
     }
@@ -259,11 +262,13 @@ mod tests {
             codes(Some(1), 2, Sharing::GuestData),
             ["guest-data-overlap"]
         );
+        assert_eq!(codes(Some(2), 2, Sharing::GuestData), ["guest-data-shared"]);
+        assert_eq!(codes(None, 2, Sharing::GuestData), ["guest-data-overlap"]);
         assert_eq!(codes(Some(2), 2, Sharing::Metadata), ["metadata-overlap"]);
         assert_eq!(codes(None, 2, Sharing::Metadata), ["metadata-overlap"]);
         assert_eq!(
             codes(Some(3), 2, Sharing::GuestData),
-            ["guest-data-overlap", "refcount-leak"]
+            ["guest-data-shared", "refcount-leak"]
         );
     }
 

@@ -145,6 +145,7 @@ fn wants_owners(finding: &Finding) -> bool {
             | Code::RefcountLeak
             | Code::MetadataOverlap
             | Code::GuestDataOverlap
+            | Code::GuestDataShared
     ) && finding.counts.is_some_and(|counts| counts.expected > 0)
 }
 

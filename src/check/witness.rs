@@ -331,7 +331,7 @@ fn for_each_active_l1_entry<S: Storage>(walk: Walk<'_, S>, mut each: impl FnMut(
     const PIECE_ENTRIES: u64 = 1 << 17;
     let header = walk.image.header();
     let start = header.l1_table_offset;
-    let in_file = walk.geometry.file_bytes().saturating_sub(start) / 8;
+    let in_file = walk.geometry.file_bytes().saturating_sub(start).div_ceil(8);
     let entries = u64::from(header.l1_size).min(in_file);
     let mut first = 0;
     while first < entries {

@@ -186,7 +186,7 @@ ExtensionOverrun "extension-overrun" Corruption Unsafe
     "Restore the extension area from a backup of the first cluster."
 ExtensionDuplicate "extension-duplicate" Notice Safe
     "a header extension appears twice"
-    "Each type may appear once. The first was used."
+    "Each type may appear once. The last was used, as QEMU does."
     "None needed unless the two differ."
 FeatureNameTableMalformed "feature-name-table-malformed" Notice Safe
     "the feature name table is not a list of 48-byte entries"
@@ -316,9 +316,9 @@ L2TablePastEnd "l2-table-past-end" Corruption Unsafe
     "an L1 entry names an L2 table past the end of the file"
     "The file was truncated or the entry is damaged. What the table maps looks unused in this report: it must not be freed."
     "Restore the file's tail, or the entry."
-L2TableShared "l2-table-shared" Corruption Unsafe
+L2TableShared "l2-table-shared" Corruption Safe
     "one L2 table serves two ranges of a mapping"
-    "Two L1 entries with different indices name it, so two guest ranges show the same data and a write to one changes the other."
+    "Two L1 entries with different indices name it, so two guest ranges show the same data. While its refcount is one and COPIED is set, which other findings tell, a write to one range changes the other; counted for both, it is copied first."
     "Decide which range it belongs to; give the other a copy."
 L2TableImplausible "l2-table-implausible" Notice Safe
     "a cluster used as an L2 table does not look like one"
@@ -400,6 +400,10 @@ GuestDataOverlap "guest-data-overlap" Corruption Unsafe
     "one host cluster serves two different guest ranges"
     "Within a mapping every guest cluster has its own host cluster, and snapshots share one only for the same guest range. A write to one range changes the other."
     "Give each a copy; which of them owns the content only the guest's file system can tell."
+GuestDataShared "guest-data-shared" Corruption Safe
+    "one host cluster serves two different guest ranges, and is counted for both"
+    "Within a mapping every guest cluster has its own host cluster. The count agrees with the references, so a write copies the cluster first and harms nobody; but until then both ranges read the same, which can be right for one of them only. `qemu-img check -r all` makes this of an overlap it calls repaired."
+    "Find out by the guest's file system which range owns the content; restore the other."
 SnapshotTableUnaligned "snapshot-table-unaligned" Corruption Unsafe
     "the snapshot table's offset is not at a cluster boundary"
     "QEMU refuses to open the image. No snapshot could be walked: their data looks leaked, and must not be freed."
@@ -485,8 +489,8 @@ BitmapNameDuplicate "bitmap-name-duplicate" Corruption Unsafe
     "Names must be unique. QEMU refuses to open the image."
     "Rename or drop one of them."
 BitmapExtraData "bitmap-extra-data" Notice Safe
-    "a bitmap carries extra data nobody defined"
-    "The specification allows it; QEMU refuses to open such an image."
+    "a bitmap carries extra data nobody defined, or the flag that allows it"
+    "The specification allows both; QEMU refuses to open such an image."
     "Open it with the program that wrote it."
 BitmapTableSizeWrong "bitmap-table-size-wrong" Corruption Unsafe
     "a bitmap's table does not fit the virtual disk"

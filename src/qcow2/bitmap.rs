@@ -119,6 +119,11 @@ impl BitmapDirectoryEntry {
         self.flags & FLAG_IN_USE != 0
     }
 
+    /// The bitmap may be used whatever its extra data says.
+    pub fn allows_extra_data(&self) -> bool {
+        self.flags & FLAG_EXTRA_DATA_COMPATIBLE != 0
+    }
+
     /// Flags the specification does not define.
     pub fn unknown_flags(&self) -> u32 {
         self.flags & !(FLAG_IN_USE | FLAG_AUTO | FLAG_EXTRA_DATA_COMPATIBLE)

@@ -43,11 +43,11 @@ pub struct ExtensionArea {
 }
 
 impl ExtensionArea {
-    /// The first extension of a kind.
+    /// The extension of a kind; of several the last, which is the one QEMU goes by.
     pub fn find(&self, kind: ExtensionKind) -> Option<&Extension> {
         self.extensions
             .iter()
-            .find(|extension| extension.kind == kind)
+            .rfind(|extension| extension.kind == kind)
     }
 }
 
@@ -78,9 +78,6 @@ pub fn decode_extensions(area: &[u8], area_offset: u64) -> ExtensionArea {
     let mut rest = area;
     let mut offset = area_offset;
     while let (Some(kind), Some(length)) = (u32_at(rest, 0), u32_at(rest, 4)) {
-        if kind == 0 {
-            break;
-        }
         let Some(data) = usize::try_from(length)
             .ok()
             .and_then(|length| rest.get(8..length.checked_add(8)?))
@@ -88,6 +85,9 @@ pub fn decode_extensions(area: &[u8], area_offset: u64) -> ExtensionArea {
             found.overrun = Some((offset, length));
             break;
         };
+        if kind == 0 {
+            break;
+        }
         found.extensions.push(Extension {
             kind: ExtensionKind::from_magic(kind),
             offset,
@@ -138,5 +138,20 @@ mod tests {
         let found = decode_extensions(&[0, 0, 0, 9, 0xff, 0xff, 0xff, 0xff, 0], 72);
         assert_eq!(found.overrun, Some((72, u32::MAX)));
         assert!(found.extensions.is_empty());
+    }
+
+    #[test]
+    fn end_marker_with_a_length_past_the_area_is_an_overrun() {
+        let found = decode_extensions(&[0, 0, 0, 0, 0, 0x10, 0, 0], 104);
+        assert_eq!(found.overrun, Some((104, 0x10_0000)));
+    }
+
+    #[test]
+    fn of_two_extensions_of_a_kind_the_last_counts() {
+        let mut area = vec![0, 0, 0, 9, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0];
+        area.extend([0, 0, 0, 9, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0]);
+        let found = decode_extensions(&area, 104);
+        let last = found.find(ExtensionKind::Unknown(9)).expect("found");
+        assert_eq!(last.data, [2]);
     }
 }

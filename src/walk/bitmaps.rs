@@ -43,6 +43,11 @@ pub(super) fn walk_bitmaps<S: Storage>(walk: Walk<'_, S>, survey: &mut Survey, n
     };
     if !header.has_consistent_bitmaps() {
         notes.push(Finding::new(Code::BitmapsStale, place));
+        // QEMU looks at the length even of an extension it is going to drop.
+        if BitmapsExtension::decode(&extension.data).is_none() {
+            let detail = format!("it has {} bytes instead of 24", extension.data.len());
+            notes.push(Finding::new(Code::BitmapsExtensionMalformed, place).detail(detail));
+        }
         return;
     }
     match judge_extension(walk, extension) {
@@ -198,7 +203,7 @@ fn walk_bitmap<S: Storage>(
         notes.gap(Gap::refused(place, "this bitmap was not walked"));
         return;
     }
-    if entry.extra_data_size != 0 {
+    if entry.extra_data_size != 0 || entry.allows_extra_data() {
         notes.push(Finding::new(Code::BitmapExtraData, place).detail(format!(
             "bitmap \"{name}\": {} bytes",
             entry.extra_data_size

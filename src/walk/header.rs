@@ -1,7 +1,7 @@
-//! Header, extensions, encryption header.
+//! Header and extensions.
 //!
 //! Checks: every header field against the format's limits, feature bits against each other, extensions against their
-//! area, file names against theirs. Collects: the claims of the header cluster and of the encryption header.
+//! area, file names against theirs. Collects: the claim of the header cluster.
 //! Never here: following a table.
 
 use super::{Notes, Survey, Walk};
@@ -9,18 +9,16 @@ use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding, OwnerKind, escaped};
 use crate::image::Image;
 use crate::qcow2::{
-    AUTOCLEAR_KNOWN, COMPATIBLE_KNOWN, ClusterRange, CompressionType, CryptMethod, ExtensionKind,
-    FEATURE_NAME_ENTRY_BYTES, FeatureKind, Geometry, Header, HostCluster, HostOffset,
-    INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_KNOWN, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS,
-    MAX_L1_TABLE_BYTES, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, Place,
-    Refusal, SECTOR_BYTES, V3_HEADER_BYTES, feature_name, u64_at,
+    AUTOCLEAR_KNOWN, COMPATIBLE_KNOWN, ClusterRange, CompressionType, ExtensionKind,
+    FEATURE_NAME_ENTRY_BYTES, FeatureKind, Geometry, Header, HostCluster, INCOMPATIBLE_COMPRESSION,
+    INCOMPATIBLE_KNOWN, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MAX_L1_TABLE_BYTES,
+    MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, Place, SECTOR_BYTES,
+    V3_HEADER_BYTES, feature_name,
 };
 use crate::storage::Storage;
 
 /// Longest backing format name QEMU accepts, in bytes.
 const MAX_BACKING_FORMAT_BYTES: usize = 15;
-/// `LUKS\xba\xbe`.
-const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
 
 fn field(name: &'static str) -> Place {
     Place::Header { field: name }
@@ -35,7 +33,6 @@ pub(super) fn walk_header<S: Storage>(walk: Walk<'_, S>, survey: &mut Survey, no
     );
     judge_header_words(walk.image, notes);
     judge_virtual_size(walk, notes);
-    walk_encryption_header(walk, survey, notes);
 }
 
 /// Judges what needs no cluster size.
@@ -295,85 +292,5 @@ fn judge_virtual_size<S: Storage>(walk: Walk<'_, S>, notes: &mut Notes) {
         notes.push(Finding::new(Code::VirtualSizeTooLarge, field("size")).word(size));
     } else if !size.is_multiple_of(SECTOR_BYTES) {
         notes.push(Finding::new(Code::VirtualSizeUnaligned, field("size")).word(size));
-    }
-}
-
-fn walk_encryption_header<S: Storage>(walk: Walk<'_, S>, survey: &mut Survey, notes: &mut Notes) {
-    let method = walk.image.header().crypt_method();
-    let pointer = walk
-        .image
-        .extensions()
-        .find(ExtensionKind::EncryptionHeader);
-    if let CryptMethod::Unknown(number) = method {
-        notes.push(
-            Finding::new(Code::CryptMethodUnknown, field("crypt_method")).word(number.into()),
-        );
-    }
-    match (method, pointer) {
-        (CryptMethod::Luks, None) => {
-            notes.push(Finding::new(
-                Code::EncryptionHeaderMissing,
-                field("crypt_method"),
-            ));
-            notes.gap(Gap::refused(
-                Place::EncryptionHeader,
-                "the LUKS header cannot be located",
-            ));
-        }
-        (_, None) => {}
-        (_, Some(pointer)) => {
-            let place = Place::HeaderExtension {
-                offset: pointer.offset,
-            };
-            if method != CryptMethod::Luks {
-                notes.push(Finding::new(Code::EncryptionHeaderUnexpected, place));
-            }
-            let is_luks = method == CryptMethod::Luks;
-            claim_encryption_header(walk, &pointer.data, is_luks, survey, notes);
-        }
-    }
-}
-
-fn claim_encryption_header<S: Storage>(
-    walk: Walk<'_, S>,
-    pointer: &[u8],
-    is_luks: bool,
-    survey: &mut Survey,
-    notes: &mut Notes,
-) {
-    let place = Place::EncryptionHeader;
-    let mut refuse = |code, detail: String| {
-        notes.push(Finding::new(code, place).detail(detail.clone()));
-        notes.gap(Gap::refused(place, detail));
-    };
-    let (Some(offset), Some(bytes), 16) = (u64_at(pointer, 0), u64_at(pointer, 8), pointer.len())
-    else {
-        let detail = format!("its pointer has {} bytes instead of 16", pointer.len());
-        return refuse(Code::EncryptionHeaderMalformed, detail);
-    };
-    let offset = HostOffset(offset);
-    match walk.geometry.admit_table(offset, bytes) {
-        Err(Refusal::Unaligned) => refuse(
-            Code::EncryptionHeaderMalformed,
-            format!("its offset {offset} is not at a cluster boundary"),
-        ),
-        Err(Refusal::PastEnd) => refuse(
-            Code::EncryptionHeaderPastEnd,
-            format!("{bytes} bytes at {offset}"),
-        ),
-        Ok(clusters) => {
-            if clusters.count > 0 {
-                survey.claim(clusters, OwnerKind::EncryptionHeader, place);
-            }
-            let mut magic = [0; LUKS_MAGIC.len()];
-            match walk.image.read_into(offset, &mut magic) {
-                Err(error) => notes.gap(Gap::unreadable(place, &error)),
-                Ok(()) if is_luks && magic != LUKS_MAGIC => notes.push(
-                    Finding::new(Code::EncryptionHeaderMalformed, place)
-                        .detail("the LUKS magic is missing"),
-                ),
-                Ok(()) => {}
-            }
-        }
     }
 }

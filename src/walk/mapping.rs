@@ -160,15 +160,19 @@ fn locate<S: Storage>(
     survey: &mut Survey,
     notes: &mut Notes,
 ) -> Option<L1Table> {
-    if entries == 0 {
-        return None;
-    }
     let place = Place::L1Table { tree };
     let (unaligned, past_end) = match tree {
         Tree::Active => (Code::L1TableUnaligned, Code::L1TablePastEnd),
         Tree::Snapshot(_) => (Code::SnapshotL1Unaligned, Code::SnapshotL1PastEnd),
     };
     let bytes = entries * 8;
+    if entries == 0 {
+        // QEMU looks at the active table's offset even where it has no entries.
+        if tree == Tree::Active && !walk.geometry.is_aligned(offset) {
+            notes.push(Finding::new(unaligned, place).word(offset.0));
+        }
+        return None;
+    }
     match walk.geometry.admit_table(offset, bytes) {
         Err(Refusal::Unaligned) => {
             notes.push(Finding::new(unaligned, place).word(offset.0));
@@ -201,7 +205,8 @@ fn walk_table<S: Storage>(
     notes: &mut Notes,
 ) {
     let in_file_bytes = walk.geometry.file_bytes().saturating_sub(table.offset.0);
-    let bytes = (table.entries * 8).min(in_file_bytes);
+    // A word the file ends in goes on with zeros.
+    let bytes = (table.entries * 8).min(in_file_bytes.next_multiple_of(8));
     let mut buffer = vec![0; usize::try_from(bytes.min(PIECE_BYTES)).unwrap_or(0)];
     let mut done = 0;
     while done < bytes {

@@ -23,11 +23,15 @@ pub(super) fn walk_snapshots<S: Storage>(
     notes: &mut Notes,
 ) {
     let header = walk.image.header();
-    if header.nb_snapshots == 0 {
-        return;
-    }
     let place = Place::SnapshotTable;
     let offset = HostOffset(header.snapshots_offset);
+    if header.nb_snapshots == 0 {
+        // QEMU looks at the offset even of an empty table.
+        if !walk.geometry.is_aligned(offset) {
+            notes.push(Finding::new(Code::SnapshotTableUnaligned, place).word(offset.0));
+        }
+        return;
+    }
     if header.has_data_file() {
         notes.push(
             Finding::new(Code::SnapshotsWithDataFile, place)

@@ -47,7 +47,12 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
             return Outcome::Incomplete.max(worst);
         }
         if answer.is_interrupted {
-            break;
+            let is_last = index + 1 == args.images.len();
+            return if is_last {
+                worst
+            } else {
+                worst.max(Outcome::Incomplete)
+            };
         }
     }
     worst

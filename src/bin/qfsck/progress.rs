@@ -69,7 +69,10 @@ impl Watch {
     /// Ends the watch; says whether it stopped the check.
     pub(crate) fn finish(self) -> Option<Stopped> {
         drop(self.done);
-        self.thread.join().unwrap_or(None)
+        let stopped = self.thread.join().unwrap_or(None);
+        // A signal that came since the watcher last looked counts as well: the next image is not begun.
+        let is_interrupted = SIGNALS.load(Relaxed) > 0;
+        stopped.or(is_interrupted.then_some(Stopped::Interrupted))
     }
 }
 

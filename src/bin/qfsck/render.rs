@@ -84,10 +84,10 @@ fn group(
 fn one(to: &mut dyn Write, names: &Names<'_>, finding: &Finding) -> io::Result<()> {
     let mut facts = vec![names.place(finding)];
     if let Some(counts) = finding.counts {
-        facts.push(format!(
-            "stored {}, expected {}",
-            counts.stored, counts.expected
-        ));
+        let stored = counts
+            .stored
+            .map_or_else(|| "unknown".to_owned(), |stored| stored.to_string());
+        facts.push(format!("stored {stored}, expected {}", counts.expected));
     }
     if finding.count > 1 && finding.host.is_none() {
         facts.push(format!("{}×", finding.count));
@@ -154,10 +154,13 @@ fn statistics(to: &mut dyn Write, check: &Check) -> io::Result<()> {
     Ok(())
 }
 
-/// A share in percent with two decimals, rounded to nearest.
+/// A share in percent, rounded as C's `%.2f` does.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "two decimals are shown, and qemu-img loses the same"
+)]
 fn percent(part: u64, whole: u64) -> String {
-    let hundredths = (u128::from(part) * 10_000 + u128::from(whole) / 2) / u128::from(whole.max(1));
-    format!("{}.{:02}", hundredths / 100, hundredths % 100)
+    format!("{:.2}", part as f64 * 100.0 / whole.max(1) as f64)
 }
 
 fn verdict(to: &mut dyn Write, check: &Check) -> io::Result<()> {
@@ -187,6 +190,9 @@ fn verdict(to: &mut dyn Write, check: &Check) -> io::Result<()> {
     };
     let meaning = match check.verdict {
         Verdict::Clean => "; guest data has no checksums and was not judged",
+        Verdict::Leaks if check.header.is_dirty() => {
+            "; opened for writing, QEMU frees what looks leaked without asking"
+        }
         Verdict::Leaks => "; space is lost, the image is safe to boot",
         Verdict::Repairable => "; booting does not make it worse",
         Verdict::DoNotBoot => "; keep everything from writing to this image",
