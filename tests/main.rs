@@ -22,7 +22,10 @@
 mod compatibility;
 mod corpus;
 mod crash;
+mod damage;
 mod json;
+mod law;
 mod oracle;
 mod plan;
 mod support;
+mod tidy;

@@ -74,13 +74,6 @@ fn claim_encryption_header<S: Storage>(
         offset: HostOffset(offset),
         bytes,
     };
-    // Where the LUKS header needs more than the pointer gives, what it needs is not free for others.
-    let needed = if is_luks {
-        judge_luks_header(walk, pointer, notes)
-    } else {
-        0
-    };
-    let bytes = bytes.max(needed);
     match walk.geometry.admit_table(pointer.offset, bytes) {
         Err(Refusal::Unaligned) => refuse(
             Code::EncryptionHeaderMalformed,
@@ -92,7 +85,15 @@ fn claim_encryption_header<S: Storage>(
             format!("{bytes} bytes at {}", pointer.offset),
             notes,
         ),
-        Ok(clusters) => {
+        Ok(given) => {
+            // What the key slots need beyond the pointer's length is not free for others.
+            let needed = if is_luks {
+                judge_luks_header(walk, pointer, notes)
+            } else {
+                0
+            };
+            let wider = walk.geometry.admit_table(pointer.offset, bytes.max(needed));
+            let clusters = wider.unwrap_or(given);
             if clusters.count > 0 {
                 survey.claim(
                     clusters,

@@ -3,6 +3,7 @@
 
 use super::canvas::{Canvas, filler};
 
+const KEY_BYTES: u64 = 64;
 const PARTITION_HEADER_BYTES: u64 = 592;
 const KEY_SLOT_COUNT: u64 = 8;
 const KEY_SLOT_ENABLED: u32 = 0x00ac_71f3;
@@ -54,7 +55,7 @@ fn invent(area_bytes: u64) -> Vec<u8> {
     put(40, b"xts-plain64");
     put(72, b"sha256");
     put(104, &sectors(length_bytes)); // payload-offset
-    put(108, &64_u32.to_be_bytes()); // key-bytes
+    put(108, &(KEY_BYTES as u32).to_be_bytes());
     put(112, &filler("digest", 20));
     put(132, &filler("salt", 32));
     put(164, &1000_u32.to_be_bytes()); // iterations of the digest
@@ -74,7 +75,9 @@ fn invent(area_bytes: u64) -> Vec<u8> {
             slot_offset + 40,
             &sectors(PARTITION_HEADER_BYTES + slot * key_material_bytes),
         );
-        put(slot_offset + 44, &4000_u32.to_be_bytes()); // stripes
+        // Offsets are in sectors: leave room for their rounding.
+        let stripes = key_material_bytes.saturating_sub(512) / KEY_BYTES;
+        put(slot_offset + 44, &(stripes as u32).to_be_bytes());
     }
     header.extend(filler(
         "key material ",
