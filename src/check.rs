@@ -66,7 +66,7 @@ pub struct Check {
 /// Allocation numbers of the active mapping, with `qemu-img check`'s meanings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Bytes up to the end of the last host cluster that is counted or referred to.
+    /// Bytes up to the end of the last host cluster that is counted or referred to; 0 if the check did not read all.
     pub image_end_offset: u64,
     /// Clusters of the virtual disk.
     pub total_clusters: u64,
@@ -125,8 +125,10 @@ pub(crate) fn examine<'a, S: Storage>(
             )),
         );
     }
+    // Volumes are shrunk to this number: where something was not read, there is none.
+    let is_exact = notes.coverage.failure_count() == 0;
     let statistics = Statistics {
-        image_end_offset: (last_cluster + 1) * walk.geometry.cluster_bytes(),
+        image_end_offset: u64::from(is_exact) * (last_cluster + 1) * walk.geometry.cluster_bytes(),
         total_clusters: walk.geometry.clusters_for(image.header().size / 512 * 512),
         ..settled.statistics
     };

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::finding::escaped_path;
 use crate::qcow2::NotQcow2;
 
 /// Why a check could not be started.
@@ -12,7 +13,7 @@ use crate::qcow2::NotQcow2;
 #[non_exhaustive]
 pub enum Error {
     /// The path could not be opened.
-    #[error("cannot open {}: {source}", path.display())]
+    #[error("cannot open {}: {source}", escaped_path(path))]
     Open {
         /// The path.
         path: PathBuf,
@@ -20,7 +21,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The path is not a regular file or block device.
-    #[error("{} is a {what}, not a disk image", path.display())]
+    #[error("{} is a {what}, not a disk image", escaped_path(path))]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -28,7 +29,7 @@ pub enum Error {
         what: &'static str,
     },
     /// The file is not a qcow2 image of version 2 or 3.
-    #[error("{} {}", path.display(), describe_format(*.what))]
+    #[error("{} {}", escaped_path(path), describe_format(*.what))]
     NotQcow2 {
         /// The path.
         path: PathBuf,
@@ -36,7 +37,7 @@ pub enum Error {
         what: NotQcow2,
     },
     /// Another program uses the image in a way a check must not disturb.
-    #[error("{} is in use by {holder}", path.display())]
+    #[error("{} is in use by {holder}", escaped_path(path))]
     InUse {
         /// The path.
         path: PathBuf,
@@ -44,13 +45,16 @@ pub enum Error {
         holder: String,
     },
     /// The file system cannot lock, so a program that has the image open would not be seen.
-    #[error("{} is on a file system without locks, so a running virtual machine would not be seen", path.display())]
+    #[error(
+        "{} is on a file system without locks, so a running virtual machine would not be seen",
+        escaped_path(path)
+    )]
     NoLocks {
         /// The path.
         path: PathBuf,
     },
     /// The first bytes of the image could not be read.
-    #[error("cannot read {} at byte {offset}: {source}", path.display())]
+    #[error("cannot read {} at byte {offset}: {source}", escaped_path(path))]
     Read {
         /// The path.
         path: PathBuf,

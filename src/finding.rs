@@ -9,7 +9,8 @@ mod text;
 use std::collections::BTreeMap;
 
 pub use catalog::{Boot, Code, Severity};
-pub use text::escaped;
+pub(crate) use text::is_deceptive;
+pub use text::{escaped, escaped_path};
 
 use crate::qcow2::{ClusterRange, GuestRange, HostCluster, Place};
 

@@ -40,13 +40,13 @@ pub use coverage::{Complete, Coverage, Gap, GapKind};
 pub use error::Error;
 pub use finding::{
     Boot, Code, Counts, Finding, Findings, KEPT_OWNERS, KEPT_PER_CODE, Owner, OwnerKind, Owners,
-    Severity, Total, Trees, escaped,
+    Severity, Total, Trees, escaped, escaped_path,
 };
 pub use image::Image;
 pub use plan::{Edit, Mode, Plan, Stage, StageKind, Withheld, plan};
 pub use progress::{Phase, Progress};
 pub use storage::{
     FileIdentity, ImageFile, Overlay, RepairFile, Sharing, Storage, StorageMut, UndoSink,
-    UndoSinkFile,
+    UndoSinkFile, file_length_bytes,
 };
 pub use transaction::{Identity, Receipt, RepairError, apply, undo_repair};

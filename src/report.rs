@@ -1,24 +1,23 @@
-//! The stable JSON shape of what qfsck says: the only place that names `serde`.
+//! The stable JSON shape of what qfsck says: the only room that names `serde`.
 //!
 //! Comes in: a [`Check`], an answer about owners, or an [`Error`]. Goes out: one JSON document. Never here: a decision.
 //!
 //! The top level of a check is a superset of `qemu-img check --output=json`: the same keys, the same meanings, absent
 //! when zero exactly as there. `docs/json.md` describes the rest.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::io;
 
 use serde::Serialize;
 
-use crate::check::{Check, GuestPath, GuestTarget, HostAnswer, Statistics};
-use crate::coverage::Coverage;
+use self::rows::{CoverageRow, FindingRow, OwnerRow, RangeRow, Rows, SnapshotRow};
+use crate::check::{Check, GuestPath, GuestTarget, HostAnswer, Statistics, Verdict};
 use crate::error::Error;
-use crate::finding::{Finding, Owner, Owners, Severity, escaped};
+use crate::finding::{Severity, escaped, is_deceptive};
 use crate::image::Image;
-use crate::qcow2::{
-    CompressionType, CryptMethod, ExtensionKind, Geometry, GuestRange, HostCluster, Place,
-    SnapshotEntry, Tree,
-};
+use crate::qcow2::{CompressionType, CryptMethod, ExtensionKind, Geometry};
 use crate::storage::Storage;
 
 /// Version of the shape; it grows when a key changes its meaning, not when one is added.
@@ -31,6 +30,22 @@ pub struct Conditions {
     pub unreliable: Vec<String>,
     /// The file changed while it was read.
     pub changed: bool,
+}
+
+impl Conditions {
+    /// The word to act on: nothing is known about an image that changed under the reader.
+    pub fn verdict(&self, check: &Check) -> Verdict {
+        if self.changed {
+            Verdict::Unreadable
+        } else {
+            check.verdict
+        }
+    }
+
+    /// Bytes up to the end of the last cluster in use; 0 where it cannot be relied on.
+    pub fn image_end_offset(&self, check: &Check) -> u64 {
+        u64::from(!self.changed) * check.statistics.image_end_offset
+    }
 }
 
 /// One check as a JSON document.
@@ -89,95 +104,6 @@ struct TotalRow {
     severity: &'static str,
     count: u64,
     findings: u64,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct FindingRow {
-    code: &'static str,
-    severity: &'static str,
-    title: &'static str,
-    count: u64,
-    place: PlaceRow,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host: Option<RangeRow>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    guest: Option<RangeRow>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stored: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expected: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    word: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    owners: Vec<OwnerRow>,
-    #[serde(skip_serializing_if = "is_zero")]
-    more_owners: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
-    remedy: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-struct RangeRow {
-    offset: u64,
-    length: u64,
-}
-
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct PlaceRow {
-    structure: &'static str,
-    text: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    offset: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bitmap: Option<u32>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct OwnerRow {
-    kind: String,
-    place: PlaceRow,
-    host: RangeRow,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    guest: Option<RangeRow>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    active_references: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot_references: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first_snapshot: Option<SnapshotRow>,
-}
-
-#[derive(Debug, Serialize)]
-struct SnapshotRow {
-    index: u32,
-    id: String,
-    name: String,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct CoverageRow {
-    complete: bool,
-    stopped: bool,
-    gap_count: u64,
-    gaps: Vec<GapRow>,
-}
-
-#[derive(Debug, Serialize)]
-struct GapRow {
-    kind: &'static str,
-    place: PlaceRow,
-    detail: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -252,15 +178,34 @@ fn is_zero(number: &u64) -> bool {
 /// Writes a document over several lines, as `qemu-img` does.
 pub fn write_pretty(document: &impl Serialize, mut to: impl io::Write) -> io::Result<()> {
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut to, formatter);
-    document.serialize(&mut serializer)?;
-    to.write_all(b"\n")
+    let mut bytes = Vec::new();
+    document.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut bytes, formatter,
+    ))?;
+    to.write_all(&printable(&bytes))
 }
 
 /// Writes a document on one line.
 pub fn write_line(document: &impl Serialize, mut to: impl io::Write) -> io::Result<()> {
-    serde_json::to_writer(&mut to, document)?;
-    to.write_all(b"\n")
+    to.write_all(&printable(&serde_json::to_vec(document)?))
+}
+
+/// The document and a line end, without a character that acts on a terminal: file names are kept as they are, and JSON
+/// lets most of those pass. Outside of strings a document is plain ASCII, so every such character may be spelled out.
+fn printable(document: &[u8]) -> Vec<u8> {
+    let mut shown = Vec::with_capacity(document.len() + 1);
+    for character in String::from_utf8_lossy(document).chars() {
+        let mut units = [0; 2];
+        if character > '~' && is_deceptive(character) {
+            for unit in character.encode_utf16(&mut units) {
+                shown.extend(format!("\\u{unit:04x}").bytes());
+            }
+        } else {
+            shown.extend(character.encode_utf8(&mut [0; 4]).bytes());
+        }
+    }
+    shown.push(b'\n');
+    shown
 }
 
 impl CheckDocument {
@@ -272,11 +217,11 @@ impl CheckDocument {
         conditions: &Conditions,
     ) -> Self {
         let Statistics {
-            image_end_offset,
             total_clusters,
             allocated_clusters,
             fragmented_clusters,
             compressed_clusters,
+            ..
         } = check.statistics;
         let rows = Rows::new(image, &check.snapshots);
         let totals = check.findings.totals().map(|(code, total)| {
@@ -291,7 +236,7 @@ impl CheckDocument {
             filename: filename.to_owned(),
             format: "qcow2",
             check_errors: check.coverage.failure_count(),
-            image_end_offset,
+            image_end_offset: conditions.image_end_offset(check),
             total_clusters,
             allocated_clusters,
             fragmented_clusters,
@@ -299,7 +244,7 @@ impl CheckDocument {
             corruptions: check.findings.count_of(Severity::Corruption),
             leaks: check.findings.count_of(Severity::Leak),
             schema: SCHEMA,
-            verdict: check.verdict.name(),
+            verdict: conditions.verdict(check).name(),
             notices: check.findings.count_of(Severity::Notice),
             changed_while_read: conditions.changed,
             unreliable: conditions.unreliable.clone(),
@@ -424,170 +369,5 @@ fn features<S: Storage>(image: &Image<S>, check: &Check, rows: &Rows<'_>) -> Fea
         external_data_file: header.has_data_file(),
         data_file: extension_text(ExtensionKind::DataFileName),
         data_file_raw: header.has_raw_data(),
-    }
-}
-
-/// Turns the library's values into rows, with the cluster size at hand.
-struct Rows<'a> {
-    cluster_bytes: u64,
-    snapshots: &'a [SnapshotEntry],
-}
-
-impl<'a> Rows<'a> {
-    fn new<S: Storage>(image: &Image<S>, snapshots: &'a [SnapshotEntry]) -> Self {
-        Self {
-            cluster_bytes: image.geometry().map_or(0, Geometry::cluster_bytes),
-            snapshots,
-        }
-    }
-
-    fn host(&self, start: HostCluster, count: u64) -> RangeRow {
-        RangeRow {
-            offset: start.0.saturating_mul(self.cluster_bytes),
-            length: count.saturating_mul(self.cluster_bytes),
-        }
-    }
-
-    fn finding(&self, finding: &Finding) -> FindingRow {
-        FindingRow {
-            code: finding.code.id(),
-            severity: finding.code.severity().name(),
-            title: finding.code.title(),
-            count: finding.count,
-            place: self.place(finding.place),
-            host: finding.host.map(|host| self.host(host.start, host.count)),
-            guest: finding.guest.map(guest_row),
-            stored: finding.counts.and_then(|counts| counts.stored),
-            expected: finding.counts.map(|counts| counts.expected),
-            word: finding.word.map(hex),
-            owners: self.owners(&finding.owners),
-            more_owners: finding.owners.more,
-            detail: finding.detail.clone(),
-            remedy: finding.code.remedy(),
-        }
-    }
-
-    fn owners(&self, owners: &Owners) -> Vec<OwnerRow> {
-        owners.named.iter().map(|owner| self.owner(owner)).collect()
-    }
-
-    fn owner(&self, owner: &Owner) -> OwnerRow {
-        OwnerRow {
-            kind: owner.kind.name().to_lowercase().replace(' ', "-"),
-            place: self.place(owner.place),
-            host: self.host(owner.host.start, owner.host.count),
-            guest: owner.guest.map(guest_row),
-            active_references: owner.trees.map(|trees| trees.active),
-            snapshot_references: owner.trees.map(|trees| trees.snapshots),
-            first_snapshot: owner
-                .trees
-                .and_then(|trees| trees.first_snapshot)
-                .and_then(|index| self.snapshot(index)),
-        }
-    }
-
-    fn snapshot(&self, index: u32) -> Option<SnapshotRow> {
-        let entry = self.snapshots.get(usize::try_from(index).ok()?)?;
-        Some(SnapshotRow {
-            index,
-            id: escaped(&entry.id),
-            name: escaped(&entry.name),
-        })
-    }
-
-    fn coverage(&self, coverage: &Coverage) -> CoverageRow {
-        let gaps = coverage.gaps().iter().map(|gap| GapRow {
-            kind: gap.kind.name(),
-            place: self.place(gap.place),
-            detail: gap.detail.clone(),
-        });
-        CoverageRow {
-            complete: coverage.complete().is_some(),
-            stopped: coverage.is_stopped(),
-            gap_count: coverage.gap_count(),
-            gaps: gaps.collect(),
-        }
-    }
-
-    fn place(&self, place: Place) -> PlaceRow {
-        let mut row = PlaceRow {
-            structure: structure(place),
-            text: place.to_string(),
-            ..PlaceRow::default()
-        };
-        match place {
-            Place::Header { field } => row.field = Some(field),
-            Place::HeaderExtension { offset } => row.offset = Some(offset),
-            Place::CompressedExtent { offset } => row.offset = Some(offset.0),
-            Place::RefcountTableEntry { index } | Place::RefcountBlock { index } => {
-                row.index = Some(index);
-            }
-            Place::L1Table { tree } => row.snapshot = snapshot_of(tree),
-            Place::L1Entry { tree, index } => {
-                row.snapshot = snapshot_of(tree);
-                row.index = Some(index);
-            }
-            Place::L2Table { cluster } => row.offset = Some(self.offset_of(cluster)),
-            Place::L2Entry { table, index } => {
-                row.offset = Some(self.offset_of(table));
-                row.index = Some(index);
-            }
-            Place::Clusters { start } => row.offset = Some(self.offset_of(start)),
-            Place::SnapshotEntry { index } => row.snapshot = Some(index),
-            Place::BitmapEntry { index } => row.bitmap = Some(index),
-            Place::BitmapTable { bitmap } => row.bitmap = Some(bitmap),
-            Place::BitmapTableEntry { bitmap, index } => {
-                row.bitmap = Some(bitmap);
-                row.index = Some(index);
-            }
-            Place::EncryptionHeader
-            | Place::RefcountTable
-            | Place::SnapshotTable
-            | Place::BitmapDirectory
-            | Place::File => {}
-        }
-        row
-    }
-
-    fn offset_of(&self, cluster: HostCluster) -> u64 {
-        cluster.0.saturating_mul(self.cluster_bytes)
-    }
-}
-
-fn guest_row(guest: GuestRange) -> RangeRow {
-    RangeRow {
-        offset: guest.start.0,
-        length: guest.bytes,
-    }
-}
-
-fn snapshot_of(tree: Tree) -> Option<u32> {
-    match tree {
-        Tree::Active => None,
-        Tree::Snapshot(index) => Some(index),
-    }
-}
-
-fn structure(place: Place) -> &'static str {
-    match place {
-        Place::Header { .. } => "header",
-        Place::HeaderExtension { .. } => "header-extension",
-        Place::EncryptionHeader => "encryption-header",
-        Place::RefcountTable => "refcount-table",
-        Place::RefcountTableEntry { .. } => "refcount-table-entry",
-        Place::RefcountBlock { .. } => "refcount-block",
-        Place::L1Table { .. } => "l1-table",
-        Place::L1Entry { .. } => "l1-entry",
-        Place::L2Table { .. } => "l2-table",
-        Place::L2Entry { .. } => "l2-entry",
-        Place::SnapshotTable => "snapshot-table",
-        Place::SnapshotEntry { .. } => "snapshot-entry",
-        Place::BitmapDirectory => "bitmap-directory",
-        Place::BitmapEntry { .. } => "bitmap-entry",
-        Place::BitmapTable { .. } => "bitmap-table",
-        Place::BitmapTableEntry { .. } => "bitmap-table-entry",
-        Place::Clusters { .. } => "clusters",
-        Place::CompressedExtent { .. } => "compressed-extent",
-        Place::File => "file",
     }
 }

@@ -10,7 +10,7 @@ mod undo_file;
 
 use std::io;
 
-pub use file::{FileIdentity, ImageFile, RepairFile, Sharing};
+pub use file::{FileIdentity, ImageFile, RepairFile, Sharing, file_length_bytes};
 pub use overlay::Overlay;
 pub use undo_file::{UndoSink, UndoSinkFile};
 

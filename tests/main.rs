@@ -10,7 +10,7 @@
 //! | `plan` | what a repair would do to every image of the corpus |
 //! | `crash` | no power cut makes an image worse, and undo comes back from every state |
 //! | `oracle` | agreement with `qemu-img check` to the digit, over images made by the real tools |
-//! | `cli` | exit codes, JSON, locks, signals, files that are no images |
+//! | `cli` | exit codes, JSON, locks, signals, hostile names, files that are no images |
 //! | `tidy` | the rules of the house |
 
 #![expect(
@@ -19,6 +19,7 @@
     reason = "a test stops where it fails, and says what it did"
 )]
 
+mod cli;
 mod compatibility;
 mod corpus;
 mod crash;

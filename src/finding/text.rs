@@ -3,6 +3,8 @@
 //! Comes in: bytes a stranger may have written. Goes out: text without control or direction characters, of bounded
 //! length. Never here: trust.
 
+use std::path::Path;
+
 /// Characters of a name that are shown before it is cut.
 const SHOWN_CHARACTERS: usize = 128;
 
@@ -31,6 +33,20 @@ pub fn escaped(bytes: &[u8]) -> String {
     shown
 }
 
+/// A path a person gave, as printable text. It is shown whole: a path that was cut names no file.
+pub fn escaped_path(path: &Path) -> String {
+    let mut shown = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        for character in chunk.valid().chars() {
+            push_escaped(&mut shown, character);
+        }
+        for byte in chunk.invalid() {
+            push_hex(&mut shown, u32::from(*byte));
+        }
+    }
+    shown
+}
+
 fn push_escaped(shown: &mut String, character: char) {
     match character {
         '\\' => shown.push_str("\\\\"),
@@ -48,7 +64,7 @@ fn push_hex(shown: &mut String, byte: u32) {
 }
 
 /// C1 controls, line separators, and the marks that reorder or hide text on a terminal.
-fn is_deceptive(character: char) -> bool {
+pub(crate) fn is_deceptive(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
@@ -64,7 +80,8 @@ fn is_deceptive(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::escaped;
+    use super::{escaped, escaped_path};
+    use std::path::Path;
 
     #[test]
     fn controls_bidi_and_broken_utf8_are_spelled_out() {
@@ -73,6 +90,13 @@ mod tests {
         assert_eq!(escaped(b"a\xff\\"), "a\\xff\\\\");
         assert_eq!(escaped("x\u{202e}y".as_bytes()), "x\\u{202e}y");
         assert_eq!(escaped("Schnappschuß".as_bytes()), "Schnappschuß");
+    }
+
+    #[test]
+    fn paths_are_printable_and_whole() {
+        let long = "d/".repeat(500);
+        assert_eq!(escaped_path(Path::new(&long)), long);
+        assert_eq!(escaped_path(Path::new("a\x1b[31m\n")), "a\\x1b[31m\\x0a");
     }
 
     #[test]

@@ -163,11 +163,7 @@ impl StorageMut for RepairFile {
 
 impl Storage for ImageFile {
     fn length_bytes(&self) -> io::Result<u64> {
-        if self.is_block_device {
-            (&self.file).seek(SeekFrom::End(0))
-        } else {
-            Ok(self.file.metadata()?.len())
-        }
+        length_bytes(&self.file, self.is_block_device)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -194,6 +190,30 @@ impl Storage for ImageFile {
             }
         }
         Ok(())
+    }
+}
+
+/// The length of a file or block device whose content is nobody's business here, such as an external data file.
+pub fn file_length_bytes(path: &Path) -> Result<u64, Error> {
+    let open_error = |source| Error::Open {
+        path: path.to_owned(),
+        source,
+    };
+    // A regular file need not even be readable for this.
+    let metadata = std::fs::metadata(path).map_err(open_error)?;
+    if metadata.is_file() {
+        return Ok(metadata.len());
+    }
+    let (device, is_block_device) = open_file(path, OpenOptions::new().read(true), OFlag::empty())?;
+    length_bytes(&device, is_block_device).map_err(open_error)
+}
+
+/// A block device's length is not in its metadata.
+fn length_bytes(mut file: &File, is_block_device: bool) -> io::Result<u64> {
+    if is_block_device {
+        file.seek(SeekFrom::End(0))
+    } else {
+        Ok(file.metadata()?.len())
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Comes in: an open file. Goes out: locks that last as long as it is open, or who is in the way. Never here: waiting.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -135,7 +135,7 @@ fn is_held_by_others(file: &File, start: i64, length: i64) -> bool {
 fn describe_holder(file: &File, start: i64, length: i64) -> String {
     let holders = file
         .metadata()
-        .and_then(|metadata| holders(metadata.ino(), start, length))
+        .and_then(|metadata| holders(&metadata, start, length))
         .unwrap_or_default();
     if holders.is_empty() {
         return "another program".to_owned();
@@ -144,7 +144,7 @@ fn describe_holder(file: &File, start: i64, length: i64) -> String {
 }
 
 /// Looks through the lock lines of every process's open files; the kernel names no process for these locks elsewhere.
-fn holders(inode: u64, start: i64, length: i64) -> io::Result<Vec<String>> {
+fn holders(image: &Metadata, start: i64, length: i64) -> io::Result<Vec<String>> {
     let own_id = std::process::id().to_string();
     let mut found = Vec::new();
     for process in fs::read_dir("/proc")?.flatten() {
@@ -156,10 +156,16 @@ fn holders(inode: u64, start: i64, length: i64) -> io::Result<Vec<String>> {
             continue;
         };
         let holds = entries.flatten().any(|entry| {
-            fs::read_to_string(entry.path()).is_ok_and(|text| {
+            let has_lock = fs::read_to_string(entry.path()).is_ok_and(|text| {
                 text.lines()
-                    .any(|line| is_lock_in(line, inode, start, length))
-            })
+                    .any(|line| is_lock_in(line, image.ino(), start, length))
+            });
+            // Other file systems have the same inode numbers, and lock lines do not always tell them apart.
+            let open_file = process.path().join("fd").join(entry.file_name());
+            has_lock
+                && fs::metadata(open_file).map_or(true, |opened| {
+                    (opened.dev(), opened.ino()) == (image.dev(), image.ino())
+                })
         });
         if holds {
             let name = fs::read(process.path().join("comm")).unwrap_or_default();

@@ -243,9 +243,9 @@ pub(crate) struct ExplainArgs {
 fn parse_offset(text: &str) -> Result<u64, String> {
     let (number, shift) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (text.get(..at), 10),
-        Some((at, 'M')) => (text.get(..at), 20),
-        Some((at, 'G')) => (text.get(..at), 30),
-        Some((at, 'T')) => (text.get(..at), 40),
+        Some((at, 'm' | 'M')) => (text.get(..at), 20),
+        Some((at, 'g' | 'G')) => (text.get(..at), 30),
+        Some((at, 't' | 'T')) => (text.get(..at), 40),
         _ => (Some(text), 0),
     };
     let number = number.unwrap_or_default();
@@ -275,6 +275,7 @@ mod tests {
         assert_eq!(parse_offset("0x50000"), Ok(0x5_0000));
         assert_eq!(parse_offset("320K"), Ok(327_680));
         assert_eq!(parse_offset("1T"), Ok(1 << 40));
+        assert_eq!(parse_offset("2g"), Ok(2 << 30));
         assert!(parse_offset("99999999T").is_err());
         assert!(parse_offset("").is_err());
         assert!(parse_offset("x").is_err());

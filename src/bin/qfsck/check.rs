@@ -5,26 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qfsck::report::{CheckDocument, Conditions, ErrorDocument, write_line, write_pretty};
-use qfsck::{Check, Error, Image, ImageFile, Options, Progress};
+use qfsck::{Check, Error, Image, ImageFile, Options, Progress, file_length_bytes};
 
 use crate::args::{CheckArgs, Output};
 use crate::exit::Outcome;
 use crate::progress::{Stopped, Watch};
 use crate::repair::interrupted;
-use crate::session::{Session, sharing};
+use crate::session::{Session, filename, sharing};
 use crate::{print, render, say};
 
 /// Checks every image; the gravest outcome is the answer.
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
     if let Some(outcome) = refuse(args) {
         return outcome;
-    }
-    if let Some(jobs) = args.jobs {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(jobs));
-        if let Err(error) = pool.build_global() {
-            say(&format!("qfsck: cannot start {jobs} threads: {error}"));
-            return Outcome::Incomplete;
-        }
     }
     let mut worst = Outcome::Clean;
     for (index, path) in args.images.iter().enumerate() {
@@ -46,13 +39,13 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
             say(&format!("qfsck: cannot write the result: {error}"));
             return Outcome::Incomplete.max(worst);
         }
-        if answer.is_interrupted {
-            let is_last = index + 1 == args.images.len();
-            return if is_last {
-                worst
-            } else {
-                worst.max(Outcome::Incomplete)
-            };
+        let unchecked = args.images.len() - index - 1;
+        if unchecked > 0 && Watch::is_interrupted() {
+            say(&format!(
+                "qfsck: stopped by a signal; not checked: {unchecked} more of {} images",
+                args.images.len()
+            ));
+            return Outcome::Incomplete.max(worst);
         }
     }
     worst
@@ -86,7 +79,6 @@ fn refuse(args: &CheckArgs) -> Option<Outcome> {
 /// A check, and what became of it.
 struct Answer {
     outcome: Outcome,
-    is_interrupted: bool,
     result: Result<Box<Finished>, Error>,
 }
 
@@ -107,7 +99,6 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
             say(&format!("qfsck: {error}\n  {}", error.advice()));
             return Answer {
                 outcome: Outcome::of_error(&error),
-                is_interrupted: false,
                 result: Err(error),
             };
         }
@@ -125,7 +116,6 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
     };
     Answer {
         outcome,
-        is_interrupted: stopped == Some(Stopped::Interrupted),
         result: Ok(Box::new(Finished {
             image: session.image,
             check,
@@ -138,14 +128,7 @@ fn options(args: &CheckArgs) -> Result<Options, Error> {
     let data_file_bytes = args
         .data_file
         .as_deref()
-        .map(|path| {
-            std::fs::metadata(path)
-                .map(|metadata| metadata.len())
-                .map_err(|source| Error::Open {
-                    path: path.to_owned(),
-                    source,
-                })
-        })
+        .map(file_length_bytes)
         .transpose()?;
     Ok(Options {
         data_file_bytes,
@@ -155,13 +138,13 @@ fn options(args: &CheckArgs) -> Result<Options, Error> {
 
 impl Answer {
     fn write(&self, args: &CheckArgs, path: &Path, is_further: bool) -> io::Result<()> {
-        let filename = path.display().to_string();
+        let filename = filename(path);
         match (&self.result, args.output) {
             (Ok(done), Output::Human) => print(|to| {
                 if is_further {
                     writeln!(to)?;
                 }
-                render::check(to, &filename, &done.image, &done.check, &done.conditions)
+                render::check(to, path, &done.image, &done.check, &done.conditions)
             }),
             (Err(_), Output::Human) => Ok(()),
             (Ok(done), Output::Json) => print(|to| {

@@ -6,7 +6,7 @@ use qfsck::{Boot, Code};
 
 use crate::args::ExplainArgs;
 use crate::exit::Outcome;
-use crate::{print, render, say};
+use crate::{finish, print, render, say};
 
 /// Explains one code, or lists them all.
 pub(crate) fn run(args: &ExplainArgs) -> Outcome {
@@ -21,11 +21,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Outcome {
             return Outcome::Usage;
         }
     };
-    if written.is_ok() {
-        Outcome::Clean
-    } else {
-        Outcome::Incomplete
-    }
+    finish(written)
 }
 
 fn list(to: &mut dyn Write) -> io::Result<()> {

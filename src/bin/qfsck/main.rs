@@ -16,11 +16,14 @@ mod undo;
 
 use std::io::{self, Write};
 use std::panic;
+use std::path::Path;
 use std::process::ExitCode;
 
 use args::{Cli, Command};
 use clap::Parser;
 use exit::Outcome;
+use qfsck::escaped_path;
+use rayon::ThreadPoolBuilder;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -33,10 +36,10 @@ fn main() -> ExitCode {
         ));
     }));
     let outcome = panic::catch_unwind(|| match cli.command {
-        Command::Check(args) => check::run(&args),
-        Command::Repair(args) => repair::run(&args),
-        Command::Undo(args) => undo::run(&args),
-        Command::Owner(args) => owner::run(&args),
+        Command::Check(args) => with_threads(args.jobs, || check::run(&args)),
+        Command::Repair(args) => with_threads(None, || repair::run(&args)),
+        Command::Undo(args) => with_threads(None, || undo::run(&args)),
+        Command::Owner(args) => with_threads(None, || owner::run(&args)),
         Command::Explain(args) => explain::run(&args),
     });
     outcome.unwrap_or(Outcome::Internal).into()
@@ -44,12 +47,42 @@ fn main() -> ExitCode {
 
 /// A usage error must never read as a finding: clap's own exit code for it is 2, "corrupt".
 fn refuse_usage(error: &clap::Error) -> ExitCode {
-    // Nothing can be said if the terminal is gone.
-    let _said = error.print();
     if error.use_stderr() {
-        Outcome::Usage.into()
-    } else {
-        ExitCode::SUCCESS
+        // It quotes the arguments, and a file named by a stranger may have become one: no colours, line by line.
+        for line in error.render().to_string().lines() {
+            say(&escaped_path(Path::new(line)));
+        }
+        return Outcome::Usage.into();
+    }
+    finish(error.print()).into()
+}
+
+/// What it comes to that the result could be written, or not.
+fn finish(written: io::Result<()>) -> Outcome {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            say(&format!("qfsck: cannot write the result: {error}"));
+            Outcome::Incomplete
+        }
+        _ => Outcome::Clean,
+    }
+}
+
+/// Runs `work` with the threads a check uses, one for each processor if nobody gives a number. Where the system gives
+/// out none (a full process table, a service with few tasks), this one thread does it all: late is better than never.
+fn with_threads<R: Send>(jobs: Option<u16>, work: impl FnOnce() -> R + Send) -> R {
+    let count = jobs.map_or(0, usize::from);
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(count)
+        .build()
+        .or_else(|error| {
+            say(&format!("qfsck: working with a single thread: {error}"));
+            let alone = ThreadPoolBuilder::new().num_threads(1);
+            alone.use_current_thread().build()
+        });
+    match pool {
+        Ok(pool) => pool.install(work),
+        Err(_) => work(),
     }
 }
 

@@ -3,29 +3,50 @@
 use std::io::{self, Write};
 
 use qfsck::qcow2::{GuestOffset, HostOffset, Refusal};
-use qfsck::report::{GuestDocument, HostDocument, write_line, write_pretty};
-use qfsck::{Error, GuestPath, GuestTarget, HostAnswer, Progress};
+use qfsck::report::{ErrorDocument, GuestDocument, HostDocument, write_line, write_pretty};
+use qfsck::{Error, GuestPath, GuestTarget, HostAnswer, Progress, escaped_path};
 
 use crate::args::{Output, OwnerArgs};
 use crate::exit::Outcome;
 use crate::render::{Names, counted};
-use crate::session::{Session, sharing};
-use crate::{print, say};
+use crate::session::{Session, filename, sharing};
+use crate::{finish, print, say};
 
 /// Answers one question about one image.
 pub(crate) fn run(args: &OwnerArgs) -> Outcome {
     let session = match Session::open(&args.image, sharing(args.force_share)) {
         Ok(session) => session,
-        Err(error) => {
-            say(&format!("qfsck: {error}\n  {}", error.advice()));
-            return Outcome::of_error(&error);
-        }
+        Err(error) => return refuse(args, &error),
     };
-    if args.guest {
+    if session.image.geometry().is_none() {
+        say("qfsck: the header has no usable cluster size, so nothing can be located");
+        return Outcome::Incomplete;
+    }
+    let outcome = if args.guest {
         guest(args, &session)
     } else {
         host(args, &session)
+    };
+    let conditions = session.conditions();
+    for reason in &conditions.unreliable {
+        say(&format!("qfsck: unreliable: {reason}"));
     }
+    if conditions.changed {
+        return outcome.max(Outcome::Changed);
+    }
+    outcome
+}
+
+/// Says why there is no answer, in a document if one was asked for.
+fn refuse(args: &OwnerArgs, error: &Error) -> Outcome {
+    say(&format!("qfsck: {error}\n  {}", error.advice()));
+    let filename = filename(&args.image);
+    let written = match args.output {
+        Output::Human => Ok(()),
+        Output::Json => print(|to| write_pretty(&ErrorDocument::new(&filename, error), to)),
+        Output::Jsonl => print(|to| write_line(&ErrorDocument::new(&filename, error), to)),
+    };
+    finish(written).max(Outcome::of_error(error))
 }
 
 fn host(args: &OwnerArgs, session: &Session) -> Outcome {
@@ -34,22 +55,22 @@ fn host(args: &OwnerArgs, session: &Session) -> Outcome {
     let Some(answer) = answer else {
         say(&format!(
             "qfsck: {} has no cluster at {offset}: the file is {:#x} bytes long",
-            args.image.display(),
+            escaped_path(&args.image),
             session.image.file_bytes()
         ));
         return Outcome::Usage;
     };
-    let filename = args.image.display().to_string();
+    let filename = filename(&args.image);
     let document = || HostDocument::new(&filename, &session.image, &answer);
     let written = match args.output {
         Output::Human => print(|to| write_host(to, session, &answer)),
         Output::Json => print(|to| write_pretty(&document(), to)),
         Output::Jsonl => print(|to| write_line(&document(), to)),
     };
-    if written.is_err() || answer.coverage.failure_count() > 0 {
-        return Outcome::Incomplete;
+    if answer.coverage.failure_count() > 0 {
+        return finish(written).max(Outcome::Incomplete);
     }
-    Outcome::Clean
+    finish(written)
 }
 
 fn write_host(to: &mut dyn Write, session: &Session, answer: &HostAnswer) -> io::Result<()> {
@@ -82,34 +103,34 @@ fn guest(args: &OwnerArgs, session: &Session) -> Outcome {
     let path = qfsck::guest_path(&session.image, GuestOffset(args.offset));
     let path = match path {
         Ok(Some(path)) => path,
-        Ok(None) => {
-            say("qfsck: the header has no usable cluster size, so nothing can be located");
-            return Outcome::Incomplete;
-        }
+        Ok(None) => return Outcome::Incomplete,
         Err(source) => {
             let error = Error::Read {
                 path: args.image.clone(),
                 offset: args.offset,
                 source,
             };
-            say(&format!("qfsck: {error}\n  {}", error.advice()));
-            return Outcome::Incomplete;
+            return refuse(args, &error);
         }
     };
-    let filename = args.image.display().to_string();
+    let filename = filename(&args.image);
     let written = match args.output {
         Output::Human => print(|to| write_guest(to, session, &path)),
         Output::Json => print(|to| write_pretty(&GuestDocument::new(&filename, &path), to)),
         Output::Jsonl => print(|to| write_line(&GuestDocument::new(&filename, &path), to)),
     };
-    if written.is_err() {
-        return Outcome::Incomplete;
-    }
-    Outcome::Clean
+    finish(written)
 }
 
 fn write_guest(to: &mut dyn Write, session: &Session, path: &GuestPath) -> io::Result<()> {
     writeln!(to, "guest offset {:#x}", path.guest.0)?;
+    let disk_bytes = session.image.header().size;
+    if path.guest.0 >= disk_bytes {
+        writeln!(
+            to,
+            "    past the end of the virtual disk, {disk_bytes:#x} bytes; only VM state can be there"
+        )?;
+    }
     match path.l1_entry {
         None => writeln!(
             to,

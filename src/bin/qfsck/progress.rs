@@ -38,7 +38,7 @@ static HANDLER: Once = Once::new();
 /// A thread that watches one check.
 pub(crate) struct Watch {
     done: Sender<()>,
-    thread: JoinHandle<Option<Stopped>>,
+    thread: Option<JoinHandle<Option<Stopped>>>,
 }
 
 impl Watch {
@@ -56,23 +56,34 @@ impl Watch {
             ProgressMode::Auto | ProgressMode::None => Show::Nothing,
         };
         let (done, end) = mpsc::channel();
-        let thread = thread::spawn(move || {
+        let watch = move || {
             let mut watcher = Watcher::new(progress, show, budget);
-            while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            while end.recv_timeout(watcher.next_look()) == Err(RecvTimeoutError::Timeout) {
                 watcher.look();
             }
             watcher.end()
-        });
-        Self { done, thread }
+        };
+        let thread = thread::Builder::new().spawn(watch);
+        if let Err(error) = &thread {
+            say(&format!(
+                "qfsck: Ctrl-C and --budget cannot stop the check, no thread can watch it: {error}"
+            ));
+        }
+        Self {
+            done,
+            thread: thread.ok(),
+        }
     }
 
     /// Ends the watch; says whether it stopped the check.
     pub(crate) fn finish(self) -> Option<Stopped> {
         drop(self.done);
-        let stopped = self.thread.join().unwrap_or(None);
-        // A signal that came since the watcher last looked counts as well: the next image is not begun.
-        let is_interrupted = SIGNALS.load(Relaxed) > 0;
-        stopped.or(is_interrupted.then_some(Stopped::Interrupted))
+        self.thread?.join().unwrap_or(None)
+    }
+
+    /// Whether a signal arrived, be it between two checks or too late to stop one.
+    pub(crate) fn is_interrupted() -> bool {
+        SIGNALS.load(Relaxed) > 0
     }
 }
 
@@ -105,6 +116,15 @@ impl Watcher {
             bar: None,
             stopped: None,
         }
+    }
+
+    /// A budget shorter than a tick is kept, too.
+    fn next_look(&self) -> Duration {
+        let left = self
+            .budget
+            .filter(|_| self.stopped.is_none())
+            .map(|budget| budget.saturating_sub(self.started.elapsed()));
+        left.map_or(TICK, |left| left.min(TICK))
     }
 
     fn look(&mut self) {

@@ -3,13 +3,14 @@
 //! Comes in: a [`Check`]. Goes out: text. Names from inside an image arrive here escaped. Never here: a decision.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use qfsck::qcow2::{ClusterRange, Geometry, Place, SnapshotEntry};
 use qfsck::report::Conditions;
 use qfsck::{
     Check, Code, Finding, Image, Owner, OwnerKind, Owners, Severity, Storage, Total, Verdict,
-    escaped,
+    escaped, escaped_path,
 };
 
 /// Findings of one code that are shown; JSON has more.
@@ -22,13 +23,13 @@ const WIDTH: usize = 100;
 /// Writes a check.
 pub(crate) fn check<S: Storage>(
     to: &mut dyn Write,
-    filename: &str,
+    path: &Path,
     image: &Image<S>,
     check: &Check,
     conditions: &Conditions,
 ) -> io::Result<()> {
     let names = Names::new(image, &check.snapshots);
-    writeln!(to, "{}", escaped(filename.as_bytes()))?;
+    writeln!(to, "{}", escaped_path(path))?;
     let mut codes: Vec<(Code, Total)> = check.findings.totals().collect();
     codes.sort_by_key(|(code, _)| (std::cmp::Reverse(code.severity()), *code));
     for (code, total) in codes {
@@ -36,11 +37,11 @@ pub(crate) fn check<S: Storage>(
         group(to, &names, code, total, &findings.collect::<Vec<_>>())?;
     }
     coverage(to, check)?;
-    statistics(to, check)?;
+    statistics(to, check, conditions)?;
     for reason in &conditions.unreliable {
         writeln!(to, "{}unreliable:{} {reason}", bold(), reset(bold()))?;
     }
-    verdict(to, check)
+    verdict(to, check, conditions)
 }
 
 fn group(
@@ -135,7 +136,7 @@ fn coverage(to: &mut dyn Write, check: &Check) -> io::Result<()> {
 }
 
 /// The line `qemu-img check` prints, in its words.
-fn statistics(to: &mut dyn Write, check: &Check) -> io::Result<()> {
+fn statistics(to: &mut dyn Write, check: &Check, conditions: &Conditions) -> io::Result<()> {
     let numbers = &check.statistics;
     if numbers.total_clusters > 0 && numbers.allocated_clusters > 0 {
         writeln!(
@@ -148,8 +149,9 @@ fn statistics(to: &mut dyn Write, check: &Check) -> io::Result<()> {
             percent(numbers.compressed_clusters, numbers.allocated_clusters),
         )?;
     }
-    if numbers.image_end_offset > 0 {
-        writeln!(to, "Image end offset: {}", numbers.image_end_offset)?;
+    let image_end_offset = conditions.image_end_offset(check);
+    if image_end_offset > 0 {
+        writeln!(to, "Image end offset: {image_end_offset}")?;
     }
     Ok(())
 }
@@ -163,13 +165,16 @@ fn percent(part: u64, whole: u64) -> String {
     format!("{:.2}", part as f64 * 100.0 / whole.max(1) as f64)
 }
 
-fn verdict(to: &mut dyn Write, check: &Check) -> io::Result<()> {
-    let style = match check.verdict {
+fn verdict(to: &mut dyn Write, check: &Check, conditions: &Conditions) -> io::Result<()> {
+    let word = conditions.verdict(check);
+    let style = match word {
         Verdict::Clean => AnsiColor::Green.on_default().bold(),
         Verdict::Leaks | Verdict::Repairable => AnsiColor::Yellow.on_default().bold(),
         Verdict::DoNotBoot | Verdict::Unreadable => AnsiColor::Red.on_default().bold(),
     };
-    let covered = if check.coverage.complete().is_some() {
+    let covered = if conditions.changed {
+        "the image changed while it was read"
+    } else if check.coverage.complete().is_some() {
         "all metadata was read"
     } else {
         "not all metadata could be read"
@@ -188,7 +193,7 @@ fn verdict(to: &mut dyn Write, check: &Check) -> io::Result<()> {
             counted(leaks, "leaked cluster")
         ),
     };
-    let meaning = match check.verdict {
+    let meaning = match word {
         Verdict::Clean => "; guest data has no checksums and was not judged",
         Verdict::Leaks if check.header.is_dirty() => {
             "; opened for writing, QEMU frees what looks leaked without asking"
@@ -201,7 +206,7 @@ fn verdict(to: &mut dyn Write, check: &Check) -> io::Result<()> {
     writeln!(
         to,
         "verdict: {style}{}{}: {counts}, {covered}{meaning}",
-        check.verdict.name(),
+        word.name(),
         reset(style)
     )
 }

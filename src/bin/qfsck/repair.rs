@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use qfsck::undo::{UndoFile, UndoState};
 use qfsck::{
     Error, Identity, Image, ImageFile, Mode, Options, Plan, Progress, RepairError, RepairFile,
-    Sharing, Stage, StageKind, UndoSinkFile,
+    Sharing, Stage, StageKind, UndoSinkFile, escaped_path,
 };
 
 use crate::args::{RepairArgs, RepairMode};
 use crate::exit::Outcome;
 use crate::render::{counted, wrapped};
-use crate::{print, say};
+use crate::{finish, print, say};
 
 /// What an undo file's name ends in.
 pub(crate) const SUFFIX: &str = ".qfsck-undo";
@@ -44,8 +44,8 @@ fn dry_run(args: &RepairArgs) -> Result<Outcome, Error> {
     let options = options(&file);
     let image = Image::open(file, &args.image)?;
     let plan = qfsck::plan(&image, mode(args), options, &Progress::default())?;
-    if show(&plan).is_err() {
-        return Ok(Outcome::Incomplete);
+    if let Some(outcome) = cannot_show(&plan) {
+        return Ok(outcome);
     }
     Ok(Outcome::of_check(&plan.before))
 }
@@ -71,8 +71,8 @@ fn repair(args: &RepairArgs) -> Result<Outcome, Error> {
     let options = options(file.image());
     let image = Image::open(&file, &args.image)?;
     let plan = qfsck::plan(&image, mode(args), options, &Progress::default())?;
-    if show(&plan).is_err() {
-        return Ok(Outcome::Incomplete);
+    if let Some(outcome) = cannot_show(&plan) {
+        return Ok(outcome);
     }
     if plan.is_empty() {
         return Ok(Outcome::of_check(&plan.before));
@@ -177,14 +177,22 @@ pub(crate) fn interrupted(image: &Path) -> Option<String> {
     })
 }
 
-/// A path as a shell takes it.
+/// A path as a shell takes it: whole, printable, and the same path again when it is pasted.
 pub(crate) fn shell_word(path: &Path) -> String {
-    let text = qfsck::escaped(path.as_os_str().as_bytes());
+    let bytes = path.as_os_str().as_bytes();
+    let shown = escaped_path(path);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
-    if text.chars().all(is_plain) {
-        text
+    if shown.chars().all(is_plain) {
+        shown
+    } else if shown.replace("\\\\", "\\").as_bytes() == bytes {
+        format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
     } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
+        let quoted = bytes.iter().map(|&byte| match byte {
+            b'\\' | b'\'' => format!("\\{}", char::from(byte)),
+            b' '..=b'~' => char::from(byte).to_string(),
+            _ => format!("\\x{byte:02x}"),
+        });
+        format!("$'{}'", quoted.collect::<String>())
     }
 }
 
@@ -200,8 +208,10 @@ fn confirm() -> bool {
     io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-fn show(plan: &Plan) -> io::Result<()> {
-    print(|to| write_plan(to, plan))
+/// Shows the plan. A plan that nobody can read is not applied.
+fn cannot_show(plan: &Plan) -> Option<Outcome> {
+    let outcome = finish(print(|to| write_plan(to, plan)));
+    (outcome != Outcome::Clean).then_some(outcome)
 }
 
 fn write_plan(to: &mut dyn Write, plan: &Plan) -> io::Result<()> {
@@ -250,4 +260,22 @@ fn extent(stage: &Stage) -> String {
         counted(stage.change_count, "change"),
         counted(sectors, "sector")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::shell_word;
+
+    #[test]
+    fn shell_words_are_pasted_as_they_are() {
+        let word = |bytes: &[u8]| shell_word(OsStr::from_bytes(bytes).as_ref());
+        assert_eq!(word(b"/var/lib/disk.qcow2"), "/var/lib/disk.qcow2");
+        assert_eq!(word(b"a b'c"), "'a b'\\''c'");
+        assert_eq!(word(b"a\\b"), "'a\\b'");
+        assert_eq!(word(b"\x1b'\\\xff"), "$'\\x1b\\'\\\\\\xff'");
+        assert_eq!(word(&[b'd'; 1000]).len(), 1000);
+    }
 }

@@ -2,15 +2,16 @@
 //!
 //! Comes in: a path. Goes out: an image, and afterwards whether it stood still. Never here: output.
 
+use std::io;
 use std::path::Path;
 
 use qfsck::report::Conditions;
-use qfsck::{Error, FileIdentity, Image, ImageFile, Sharing};
+use qfsck::{Error, FileIdentity, Image, ImageFile, Sharing, escaped_path};
 
 /// An open image and the state it was in.
 pub(crate) struct Session {
     pub(crate) image: Image<ImageFile>,
-    before: Option<FileIdentity>,
+    before: FileIdentity,
     writer_before: Option<String>,
     sharing: Sharing,
 }
@@ -19,7 +20,11 @@ impl Session {
     /// Opens an image.
     pub(crate) fn open(path: &Path, sharing: Sharing) -> Result<Self, Error> {
         let file = ImageFile::open(path, sharing)?;
-        let before = file.identity().ok();
+        let before = file.identity().map_err(|source| Error::Read {
+            path: path.to_owned(),
+            offset: 0,
+            source,
+        })?;
         let writer_before = file.writer();
         let image = Image::open(file, path)?;
         Ok(Self {
@@ -30,17 +35,25 @@ impl Session {
         })
     }
 
+    fn has_changed(&self) -> io::Result<bool> {
+        let is_same_file = self.image.storage().identity()? == self.before;
+        Ok(!is_same_file || !self.image.header_unchanged()?)
+    }
+
     /// Whether what was read can be relied on, now that it is read.
     pub(crate) fn conditions(&self) -> Conditions {
         let file = self.image.storage();
         let mut conditions = Conditions::default();
-        let is_same_file = file.identity().ok() == self.before && self.before.is_some();
-        let is_same_header = self.image.header_unchanged().unwrap_or(false);
-        conditions.changed = !is_same_file || !is_same_header;
-        if conditions.changed {
-            conditions
-                .unreliable
-                .push("the image changed while it was read".to_owned());
+        match self.has_changed() {
+            Ok(true) => {
+                conditions.changed = true;
+                let reason = "the image changed while it was read".to_owned();
+                conditions.unreliable.push(reason);
+            }
+            Ok(false) => {}
+            Err(error) => conditions.unreliable.push(format!(
+                "whether the image changed while it was read is not known: {error}"
+            )),
         }
         let writer = file.writer().or(self.writer_before.clone());
         if let Some(writer) = writer {
@@ -57,6 +70,12 @@ impl Session {
         }
         conditions
     }
+}
+
+/// The path as documents name it: as it was given, so that a machine finds the file again, if it is text.
+pub(crate) fn filename(path: &Path) -> String {
+    path.to_str()
+        .map_or_else(|| escaped_path(path), str::to_owned)
 }
 
 /// How `-U` asks for an image to be opened.

@@ -1,0 +1,38 @@
+//! The surface and its manners: the real binary, run as people, scripts and strangers run it.
+//!
+//! In come images of the corpus, a few written here, files that are no images, and other programs that use them (QEMU's
+//! own tools where they are installed). Out come exit codes, documents, words, and what was left on the disk.
+//!
+//! What never happens here: a judgement on what is wrong with an image (`corpus`, `damage` and `oracle` do that), a file
+//! of the corpus touched, a process ended that a test did not start, a wait without a limit.
+//!
+//! A tool that is missing, or something this system does not permit, prints `skipped: …`; with `QFSCK_REQUIRE_ORACLE=1`
+//! a missing tool is a failure.
+//!
+//! | module | what it looks at |
+//! |---|---|
+//! | `exit_codes` | each code, usage errors, several images |
+//! | `documents` | JSON and JSON Lines, `qemu-img`'s keys |
+//! | `names` | hostile names, in the image and of the image |
+//! | `not_images` | directories, FIFOs, devices, stumps; links; block devices |
+//! | `locks` | QEMU and others in the image, before and while it is checked |
+//! | `interruption` | signals, budgets, an image that changes, progress |
+//! | `streams` | closed, full and colourful outputs; too few threads |
+//! | `answers` | `owner` and `explain` |
+//! | `footprint` | what a run opens, and leaves untouched |
+
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a document or an image without the place is a failed test"
+)]
+
+mod answers;
+mod documents;
+mod exit_codes;
+mod footprint;
+mod interruption;
+mod locks;
+mod names;
+mod not_images;
+mod stage;
+mod streams;
