@@ -6,7 +6,7 @@
 //! | `damage` | one forged damage for each code, with everything it provokes |
 //! | `law` | what is true of every image: same report at any number of threads, agreement with a naive model |
 //! | `compatibility` | where `qemu-img check` says something else is what the document says |
-//! | `huge` | more than 2^31 clusters |
+//! | `storage` | more than 2^31 clusters; each L2 table is read once |
 //! | `json` | every key of the JSON is documented |
 //! | `plan` | what a repair would do to every image of the corpus |
 //! | `crash` | no power cut makes an image worse, and undo comes back from every state |
@@ -25,10 +25,10 @@ mod compatibility;
 mod corpus;
 mod crash;
 mod damage;
-mod huge;
 mod json;
 mod law;
 mod oracle;
 mod plan;
+mod storage;
 mod support;
 mod tidy;
