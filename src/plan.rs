@@ -5,7 +5,7 @@
 //!
 //! 1. Examine the image, as a check does.
 //! 2. Decide what may be done (`evidence`): counts may always be raised; they are only lowered when every table was read,
-//!    no structural finding is open, and nothing that would be freed looks like a lost table.
+//!    no structural finding is open, and nothing that would be freed may be a lost table.
 //! 3. Describe it as patches of single counts and flags (`adjust`), and lay those out as sectors, stage by stage
 //!    (`sectors`).
 //! 4. Rehearse: check the image as it would be; unless that is strictly better, plan nothing.

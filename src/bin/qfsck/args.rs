@@ -146,7 +146,7 @@ pub(crate) enum RepairMode {
 ///
 /// This version puts refcounts, COPIED flags and the dirty and corrupt bits right, in place; the file never grows. What
 /// it leaves as it is, it names, with the reason. Nothing is freed while any table is damaged or unread, or while a
-/// leaked cluster looks like a lost table.
+/// leaked cluster may be a lost table, snapshot or bitmap.
 ///
 /// The plan is rehearsed in memory first, and only applied if the rehearsed image is better. Every sector that changes
 /// is kept in the undo file, on disk before the first write. Afterwards the image is read again, whole.
