@@ -184,6 +184,7 @@ fn verdict(to: &mut dyn Write, check: &Check, conditions: &Conditions) -> io::Re
         findings.count_of(Severity::Corruption),
         findings.count_of(Severity::Leak),
     ) {
+        (0, 0) if check.coverage.complete().is_none() => "no errors in what was read".to_owned(),
         (0, 0) => "no errors".to_owned(),
         (corruptions, 0) => counted(corruptions, "corruption"),
         (0, leaks) => counted(leaks, "leaked cluster"),
