@@ -124,8 +124,11 @@ impl Stage {
         let started = Instant::now();
         let mut child = command
             .current_dir(self.dir.path())
+            // What decides about colours is the test's to set; `CI` counts as a terminal that knows colours.
             .env_remove("NO_COLOR")
+            .env_remove("CLICOLOR")
             .env_remove("CLICOLOR_FORCE")
+            .env_remove("CI")
             .env("LC_ALL", "C.UTF-8")
             .env("TERM", "xterm")
             .stdin(Stdio::piped())
