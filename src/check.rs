@@ -148,8 +148,19 @@ impl<S: Storage> Examination<'_, S> {
         compare::differences(self.walk, &self.survey, &self.ledger, &self.witnessed)
     }
 
+    /// Whether a cluster has users that may not share it.
+    pub(crate) fn has_conflict(&self, cluster: HostCluster) -> bool {
+        self.ledger.suspects().contains(cluster) && compare::has_conflict(&self.witnessed, cluster)
+    }
+
+    /// The answer, to be looked at while the examination goes on.
+    pub(crate) fn to_check(&self) -> Check {
+        let (notes, survey) = (self.notes.clone(), self.survey.clone());
+        conclude(self.walk.image, notes, survey, self.statistics)
+    }
+
     /// The answer.
-    pub(crate) fn conclude(self) -> Check {
+    fn conclude(self) -> Check {
         conclude(self.walk.image, self.notes, self.survey, self.statistics)
     }
 }

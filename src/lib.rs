@@ -43,7 +43,9 @@ pub use finding::{
     Severity, Total, Trees, escaped, escaped_path,
 };
 pub use image::Image;
-pub use plan::{Edit, Mode, Plan, Stage, StageKind, Withheld, plan};
+pub use plan::{
+    CopyEdit, Edit, Mode, Overlaps, Plan, RepairOptions, Stage, StageKind, Withheld, plan,
+};
 pub use progress::{Phase, Progress};
 pub use storage::{
     FileIdentity, ImageFile, Overlay, RepairFile, Sharing, Storage, StorageMut, UndoSink,

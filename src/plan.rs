@@ -1,31 +1,46 @@
 //! The plan of a repair: what would be done, in which order, and why. Printed, it is the dry run.
 //!
-//! Comes in: an image. Goes out: a [`Plan`], rehearsed on an overlay in memory, or the reasons why nothing is planned.
-//! Never here: a write; a change that is not answered for by a finding.
+//! Comes in: an image and what is asked for. Goes out: a [`Plan`], rehearsed on an overlay in memory, or the reasons why
+//! nothing is planned. Never here: a write; a change that is not answered for by a finding.
+//!
+//! A repair is made in passes. Each examines the image as the passes before it would leave it, and puts one kind of
+//! thing right: an entry's words (`entries`), the refcount structures (`refcounts`), counts that are too low (`adjust`),
+//! the snapshot table (`snapshots`), bitmaps (`bitmaps`), clusters used twice (`overlaps`), and in the end counts that
+//! are too high (`adjust` again).
 //!
 //! 1. Examine the image, as a check does.
-//! 2. Decide what may be done (`evidence`): counts may always be raised; they are only lowered when every table was read,
-//!    no structural finding is open, and nothing that would be freed may be a lost table.
-//! 3. Describe it as patches of single counts and flags (`adjust`), and lay those out as sectors, stage by stage
-//!    (`sectors`).
-//! 4. Rehearse: check the image as it would be; unless that is strictly better, plan nothing.
+//! 2. Pass after pass: decide what may be done (`evidence`); describe it as patches of single words, and as new clusters
+//!    where nothing is (`space`); lay those out as sectors, stage by stage (`sectors`), over the image (`draft`).
+//! 3. Rehearse: check the image as it would be; unless that is strictly better, plan nothing.
 
 mod adjust;
+mod bitmaps;
+mod draft;
+mod entries;
 mod evidence;
+mod overlaps;
+mod refcounts;
 mod sectors;
+mod snapshots;
+mod space;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 
-use crate::check::{Check, Options, check, examine};
+use crate::check::{Check, Examination, Options, check, examine};
 use crate::error::Error;
 use crate::finding::{Code, Severity};
 use crate::image::Image;
 use crate::progress::Progress;
-use crate::storage::{Overlay, Storage};
+use crate::qcow2::HostCluster;
+use crate::storage::Storage;
+
+use draft::{Changes, Draft, DraftNotes};
 
 pub use evidence::Withheld;
 
-/// What a repair is asked to do.
+/// How much a repair is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Only lower counts of leaked clusters, in an image that has no other error.
@@ -34,15 +49,62 @@ pub enum Mode {
     All,
 }
 
+/// What is done about clusters that two owners use and only one may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlaps {
+    /// Each owner gets a copy of its own.
+    Clone,
+    /// They are left as they are.
+    Keep,
+}
+
+/// What a repair is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepairOptions {
+    /// How much.
+    pub mode: Mode,
+    /// What to do about clusters used twice.
+    pub overlaps: Overlaps,
+    /// Findings to put right even though something is lost for good that way.
+    pub accepted_losses: BTreeSet<Code>,
+}
+
+impl RepairOptions {
+    /// The usual wishes: overlaps are cloned, no loss is accepted.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            overlaps: Overlaps::Clone,
+            accepted_losses: BTreeSet::new(),
+        }
+    }
+
+    fn accepts(&self, code: Code) -> bool {
+        self.accepted_losses.contains(&code)
+    }
+}
+
 /// What is done between two syncs. A cut anywhere inside a stage leaves the image no worse than before it.
+///
+/// The order is the one inside a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StageKind {
     /// The corrupt bit is set, so that nothing opens the image for writing while it is repaired.
     Guard,
+    /// New structures and copies are written where nothing is.
+    WriteNew,
     /// Refcounts that are too low are raised.
     RaiseRefcounts,
     /// COPIED flags that would let a write through to another owner are cleared.
     ClearCopied,
+    /// Words that stand by themselves are corrected: they refer to no more afterwards than before.
+    CorrectEntries,
+    /// The autoclear bit of the bitmaps is cleared: until it is set again, nothing believes them.
+    SuspendBitmaps,
+    /// What referred to old structures refers to the new ones.
+    SwitchPointers,
+    /// The autoclear bit of the bitmaps is set again.
+    ResumeBitmaps,
     /// Refcounts that are too high are lowered. Nothing is freed before this.
     LowerRefcounts,
     /// Missing COPIED flags are set.
@@ -56,10 +118,21 @@ pub enum StageKind {
 pub struct Edit {
     /// Where, in bytes from the start of the file; a multiple of 512.
     pub offset: u64,
-    /// What must be there before.
+    /// What must be there before. Shorter than `after` where the file ends before it does.
     pub before: Vec<u8>,
     /// What is there afterwards.
     pub after: Vec<u8>,
+}
+
+/// Bytes to copy from one place of the image to another where nothing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyEdit {
+    /// Where the bytes are, in bytes from the start of the file.
+    pub from: u64,
+    /// Where they go; a multiple of the cluster size.
+    pub to: u64,
+    /// How many, at most a cluster.
+    pub bytes: u64,
 }
 
 /// The edits between two syncs.
@@ -69,8 +142,27 @@ pub struct Stage {
     pub kind: StageKind,
     /// By offset; none overlaps another.
     pub edits: Vec<Edit>,
-    /// Single counts, flags and bits that change.
-    pub change_count: u64,
+    /// By destination; guest data that gets a place of its own.
+    pub copies: Vec<CopyEdit>,
+    /// How many single counts, flags, words and clusters change, by the finding each change answers.
+    pub changes: BTreeMap<Code, u64>,
+}
+
+impl Stage {
+    /// How many single counts, flags, words and clusters change.
+    pub fn change_count(&self) -> u64 {
+        self.changes.values().sum()
+    }
+
+    /// Where the last byte written by this stage ends.
+    pub fn end(&self) -> u64 {
+        let edits = self
+            .edits
+            .iter()
+            .map(|edit| edit.offset + edit.after.len() as u64);
+        let copies = self.copies.iter().map(|copy| copy.to + copy.bytes);
+        edits.chain(copies).max().unwrap_or(0)
+    }
 }
 
 /// A repair, described.
@@ -84,6 +176,10 @@ pub struct Plan {
     pub before: Check,
     /// The image as it will be.
     pub after: Check,
+    /// Length of the image before, in bytes.
+    pub length_bytes: u64,
+    /// Length of the image afterwards, in bytes.
+    pub length_bytes_after: u64,
 }
 
 impl Plan {
@@ -91,79 +187,137 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.stages.is_empty()
     }
+
+    /// Bytes of guest data that are copied; everything else that is written is metadata.
+    pub fn copied_bytes(&self) -> u64 {
+        let copies = self.stages.iter().flat_map(|stage| &stage.copies);
+        copies.map(|copy| copy.bytes).sum()
+    }
+}
+
+/// One kind of thing to put right. What a pass needs of the ones before it decides the order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    /// Words of tables that stand by themselves.
+    Entries,
+    /// Refcount blocks and the refcount table.
+    Refcounts,
+    /// Counts that are too low, COPIED flags that lie: only ever makes an image safer.
+    Raise,
+    /// The snapshot table.
+    Snapshots,
+    /// Bitmaps: the directory and the header extension.
+    Bitmaps,
+    /// Clusters used by two owners of which only one may.
+    Overlaps,
+    /// Counts that are too high, once nothing else is wrong.
+    Lower,
+}
+
+impl Mode {
+    fn passes(self) -> &'static [Pass] {
+        match self {
+            Self::Leaks => &[Pass::Lower],
+            // What leaves fewer references comes first, then what new structures are counted in; overlaps may show
+            // only when tables were cloned, and new owners want their counts and flags.
+            Self::All => &[
+                Pass::Entries,
+                Pass::Refcounts,
+                Pass::Raise,
+                Pass::Snapshots,
+                Pass::Bitmaps,
+                Pass::Overlaps,
+                Pass::Overlaps,
+                Pass::Raise,
+                Pass::Lower,
+            ],
+        }
+    }
 }
 
 /// Plans a repair and rehearses it.
 pub fn plan<S: Storage>(
     image: &Image<S>,
-    mode: Mode,
+    wishes: &RepairOptions,
     options: Options,
     progress: &Progress,
 ) -> Result<Plan, Error> {
-    let read_error = |source| Error::Read {
-        path: Path::new("image").to_owned(),
-        offset: 0,
-        source,
-    };
-    let Ok(examination) = examine(image, options, progress) else {
-        return Ok(nothing_to_locate(image, options, progress));
-    };
-    let (permit, mut withheld) = evidence::permit(&examination, mode);
-    let may_correct = permit.may_correct;
-    let patches = adjust::patches(&examination, permit);
-    let before = examination.conclude();
-    let mut stages = sectors::lay_out(image.storage(), patches).map_err(read_error)?;
-    let settled = rehearse(image, &stages, options, progress)?;
-    let is_guarded = stages.iter().any(|stage| stage.kind == StageKind::Guard);
-    // Leaks alone are lowered, or not, without a word about the state of the rest.
-    if is_guarded || may_correct {
-        let goal = if is_consistent(&settled) && may_correct {
-            adjust::State::Consistent
-        } else {
-            adjust::State::AsItWas
+    let mut draft = Draft::new(image);
+    let mut before = None;
+    let mut passes = wishes.mode.passes().iter().copied().peekable();
+    while passes.peek().is_some() {
+        let image = Image::open(draft.overlay(), Path::new("image"))?;
+        let Ok(examination) = examine(&image, options, progress) else {
+            return Ok(nothing_to_locate(&image, options, progress));
         };
-        stages = adjust::with_final_state(image, stages, goal).map_err(read_error)?;
+        let before = before.get_or_insert_with(|| examination.to_check());
+        if let Some(withheld) = evidence::forbidden(&examination) {
+            return Ok(nothing(&image, before.clone(), vec![withheld]));
+        }
+        let may_guard = !examination.has_conflict(HostCluster(0));
+        let mut done = None;
+        let mut withheld = Vec::new();
+        for pass in passes.by_ref() {
+            let mut changes = run(pass, &examination, wishes, draft.notes()).map_err(read_error)?;
+            let stages = draft.lay_out(&image, &changes, may_guard);
+            let stages = stages.map_err(read_error)?;
+            withheld.append(&mut changes.withheld);
+            if !stages.is_empty() {
+                done = Some((stages, changes));
+                break;
+            }
+        }
+        drop(image);
+        draft.withhold(withheld);
+        if let Some((stages, changes)) = done {
+            draft.push(stages, &changes);
+        }
     }
-    let mut after = rehearse(image, &stages, options, progress)?;
-    if !stages.is_empty()
-        && let Err(reason) = is_better(&before, &after)
-    {
-        withheld.push(reason);
-        stages = Vec::new();
-        after.clone_from(&before);
-    }
-    Ok(Plan {
-        stages,
-        withheld,
-        before,
-        after,
+    let before = before.unwrap_or_else(|| check(image, options, progress));
+    draft.finish(before, wishes, options, progress)
+}
+
+/// What a pass makes of an examination.
+fn run<S: Storage>(
+    pass: Pass,
+    examination: &Examination<'_, S>,
+    wishes: &RepairOptions,
+    notes: &DraftNotes,
+) -> io::Result<Changes> {
+    Ok(match pass {
+        Pass::Entries => entries::correct(examination, wishes)?,
+        Pass::Refcounts => refcounts::rebuild(examination)?,
+        Pass::Raise => adjust::raise(examination),
+        Pass::Snapshots => snapshots::correct(examination, wishes)?,
+        Pass::Bitmaps => bitmaps::correct(examination, wishes)?,
+        Pass::Overlaps => overlaps::part(examination, wishes)?,
+        Pass::Lower => adjust::lower(examination, wishes, notes),
     })
 }
 
 /// The plan for an image whose header does not say how large a cluster is.
 fn nothing_to_locate<S: Storage>(image: &Image<S>, options: Options, progress: &Progress) -> Plan {
     let before = check(image, options, progress);
+    nothing(image, before, evidence::unreadable())
+}
+
+fn nothing<S: Storage>(image: &Image<S>, before: Check, withheld: Vec<Withheld>) -> Plan {
     Plan {
         stages: Vec::new(),
-        withheld: evidence::unreadable(),
+        withheld,
         after: before.clone(),
         before,
+        length_bytes: image.file_bytes(),
+        length_bytes_after: image.file_bytes(),
     }
 }
 
-/// Checks the image as it would be after `stages`.
-fn rehearse<S: Storage>(
-    image: &Image<S>,
-    stages: &[Stage],
-    options: Options,
-    progress: &Progress,
-) -> Result<Check, Error> {
-    let mut overlay = Overlay::new(image.storage());
-    for edit in stages.iter().flat_map(|stage| &stage.edits) {
-        overlay.write(edit.offset, &edit.after);
+fn read_error(source: io::Error) -> Error {
+    Error::Read {
+        path: Path::new("image").to_owned(),
+        offset: 0,
+        source,
     }
-    let rehearsed = Image::open(overlay, Path::new("rehearsal"))?;
-    Ok(check(&rehearsed, options, progress))
 }
 
 /// Whether nothing is wrong but bits that say so.
@@ -173,15 +327,28 @@ fn is_consistent(check: &Check) -> bool {
     corruptions == corrupt_bit && check.coverage.complete().is_some()
 }
 
-/// Strictly better: no leak or error is found more often, and something is found less often.
+/// Strictly better: no error is found more often, and something is found less often. Leaks may be the price of an error.
 fn is_better(before: &Check, after: &Check) -> Result<(), Withheld> {
     let counts = |code| {
         let count = |check: &Check| check.findings.total_of(code).count;
         (count(before), count(after))
     };
+    let severities = |severity| {
+        (
+            before.findings.count_of(severity),
+            after.findings.count_of(severity),
+        )
+    };
+    let (corruptions, corruptions_after) = severities(Severity::Corruption);
+    let may_leak = corruptions_after < corruptions;
     for &code in Code::ALL {
         let (count, count_after) = counts(code);
-        if count_after > count && code.severity() > Severity::Notice {
+        let is_tolerated = match code.severity() {
+            Severity::Notice => true,
+            Severity::Leak => may_leak,
+            Severity::Corruption => false,
+        };
+        if count_after > count && !is_tolerated {
             return Err(Withheld {
                 code,
                 count: count_after,

@@ -23,12 +23,25 @@ pub trait Storage: Sync {
     ///
     /// Zeros past the end are what every reader of the format sees: a file ends where its last write ended.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// The first byte from `offset` on that may be other than zero, or `None` where only zeros follow.
+    ///
+    /// A hint from the file system about holes; where there is none, everything may be.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok((offset < self.length_bytes()?).then_some(offset))
+    }
 }
 
 /// Something an image can be repaired on. Reading shares it, writing does not: nobody reads while something is written.
 pub trait StorageMut: Storage {
-    /// Writes all of `bytes` from byte `offset` on.
+    /// Writes all of `bytes` from byte `offset` on; a file grows where they end past its end.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes a file shorter again. A device has the length it has.
+    fn truncate(&mut self, length_bytes: u64) -> io::Result<()>;
+
+    /// Sets space aside on the disk, so that writes up to `length_bytes` will not run out of it. The length stays.
+    fn reserve(&mut self, length_bytes: u64) -> io::Result<()>;
 
     /// Returns when everything written will survive a power cut.
     fn sync(&mut self) -> io::Result<()>;
@@ -69,6 +82,10 @@ impl<S: Storage + ?Sized> Storage for &S {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset, buffer)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        (**self).next_data(offset)
     }
 }
 

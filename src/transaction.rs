@@ -20,7 +20,7 @@ use crate::check::{Check, Options, check, metadata_digest};
 use crate::error::Error;
 use crate::finding::Code;
 use crate::image::Image;
-use crate::plan::{Plan, Stage, StageKind};
+use crate::plan::{CopyEdit, Plan, Stage, StageKind};
 use crate::progress::Progress;
 use crate::storage::{Storage, StorageMut, UndoSink};
 use crate::undo::{
@@ -45,6 +45,9 @@ pub struct Identity {
     pub path: Vec<u8>,
 }
 
+/// Guest data is copied in pieces of this many bytes.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// What a repair or an undo did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
@@ -62,6 +65,11 @@ pub enum RepairError {
     /// The undo file could not be written; the image was not written to.
     #[error("the undo file cannot be written: {0}; the image was not changed")]
     UndoFile(io::Error),
+    /// The disk has no room for what the repair adds; the image was not written to.
+    #[error(
+        "there is no room for what the repair adds to the image: {0}; the image was not changed"
+    )]
+    NoSpace(io::Error),
     /// What the plan expects is not there; what was written was put back.
     #[error(
         "the image changed at byte {offset} since the plan was made; what was written so far was put back"
@@ -102,6 +110,14 @@ pub fn apply<S: StorageMut, U: UndoSink>(
         return Ok(Receipt { sectors_written: 0 });
     }
     let length_bytes = length(storage)?;
+    if length_bytes != plan.length_bytes {
+        return Err(RepairError::Changed {
+            offset: length_bytes.min(plan.length_bytes),
+        });
+    }
+    storage
+        .reserve(plan.length_bytes_after)
+        .map_err(RepairError::NoSpace)?;
     let sink = sink().map_err(RepairError::UndoFile)?;
     let journal = keep_originals(storage, identity, length_bytes, plan, sink)
         .map_err(RepairError::UndoFile)?;
@@ -113,12 +129,48 @@ pub fn apply<S: StorageMut, U: UndoSink>(
     transaction.apply(plan, options, progress)?;
     let sectors_written = transaction.sectors_written;
     let image = Image::open(&*transaction.storage, Path::new("image"))?;
-    let digest = metadata_digest(&image, progress);
+    let digest = left_digest(&image, length_bytes, progress).map_err(RepairError::Write)?;
+    let left_length_bytes = length(&*transaction.storage)?;
     transaction
         .journal
-        .finish(length_bytes, digest)
+        .finish(left_length_bytes, digest)
         .map_err(RepairError::Write)?;
     Ok(Receipt { sectors_written })
+}
+
+/// What tells whether anybody has written to the image since a repair: its metadata, and everything the repair appended.
+fn left_digest<S: Storage>(
+    image: &Image<S>,
+    original_length_bytes: u64,
+    progress: &Progress,
+) -> io::Result<u64> {
+    let mut sum = metadata_digest(image, progress);
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut offset = original_length_bytes;
+    while let Some(start) = image.storage().next_data(offset)? {
+        let left = usize::try_from(image.file_bytes().saturating_sub(start)).unwrap_or(PIECE_BYTES);
+        let Some(part) = piece
+            .get_mut(..left.min(PIECE_BYTES))
+            .filter(|part| !part.is_empty())
+        else {
+            break;
+        };
+        image.storage().read_at(start, part)?;
+        for (sector, offset) in part
+            .chunks(SECTOR_BYTES)
+            .zip((start..).step_by(SECTOR_BYTES))
+        {
+            // Zeros count for nothing, so that holes and written zeros are the same.
+            if sector.iter().any(|&byte| byte != 0) {
+                let mut hasher = crc32fast::Hasher::new();
+                hasher.update(&offset.to_be_bytes());
+                hasher.update(sector);
+                sum = sum.wrapping_add(u64::from(hasher.finalize()) << 32);
+            }
+        }
+        offset = start + part.len() as u64;
+    }
+    Ok(sum)
 }
 
 fn length(storage: &impl Storage) -> Result<u64, RepairError> {
@@ -147,29 +199,41 @@ fn keep_originals<U: UndoSink>(
         path: identity.path.clone(),
     };
     let mut writer = UndoWriter::new(sink, &header)?;
-    for (offset, versions) in sector_versions(&plan.stages) {
+    // What is appended is cut off again: only what is overwritten has to be kept.
+    for (offset, versions) in sector_versions(storage, &plan.stages, length_bytes)? {
         let mut original = [0; SECTOR_BYTES];
         storage.read_at(offset, &mut original)?;
         writer.record(offset, &original, &versions)?;
     }
-    writer.commit(length_bytes)
+    writer.commit(plan.length_bytes_after)
 }
 
-/// For each sector that changes, its checksum after each stage that changes it.
-fn sector_versions(stages: &[Stage]) -> BTreeMap<u64, Vec<u32>> {
+/// For each sector of the original image that changes, its checksum after each stage that changes it.
+fn sector_versions(
+    storage: &impl Storage,
+    stages: &[Stage],
+    length_bytes: u64,
+) -> io::Result<BTreeMap<u64, Vec<u32>>> {
     let mut versions: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
-    for edit in stages.iter().flat_map(|stage| &stage.edits) {
-        for (offset, part) in (edit.offset..)
-            .step_by(SECTOR_BYTES)
-            .zip(edit.after.chunks(SECTOR_BYTES))
-        {
-            versions
-                .entry(offset)
-                .or_default()
-                .extend(sector_checksums(&padded(part)));
+    let mut keep = |start: u64, after: &[u8]| {
+        let offsets = (start..length_bytes).step_by(SECTOR_BYTES);
+        for (offset, part) in offsets.zip(after.chunks(SECTOR_BYTES)) {
+            let sector = padded(part);
+            let of_sector = versions.entry(offset).or_default();
+            of_sector.extend(sector_checksums(&sector));
+        }
+    };
+    for stage in stages {
+        for edit in &stage.edits {
+            keep(edit.offset, &edit.after);
+        }
+        for copy in stage.copies.iter().filter(|copy| copy.to < length_bytes) {
+            let mut bytes = vec![0; usize::try_from(copy.bytes).unwrap_or(0)];
+            storage.read_at(copy.from, &mut bytes)?;
+            keep(copy.to, &bytes);
         }
     }
-    versions
+    Ok(versions)
 }
 
 /// A sector the file ends in, with zeros behind its end.
@@ -211,11 +275,14 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
 
     fn apply_stage(&mut self, stage: &Stage, plan: &Plan) -> Result<(), RepairError> {
         for edit in &stage.edits {
-            let mut now = vec![0; edit.before.len()];
+            // Where the file ends, zeros are as good as nothing.
+            let mut before = edit.before.clone();
+            before.resize(edit.after.len(), 0);
+            let mut now = vec![0; before.len()];
             self.storage
                 .read_at(edit.offset, &mut now)
                 .map_err(RepairError::Write)?;
-            if now != edit.before {
+            if now != before {
                 self.put_back(plan)?;
                 return Err(RepairError::Changed {
                     offset: edit.offset,
@@ -225,7 +292,30 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
         for edit in &stage.edits {
             self.write(edit.offset, &edit.after)?;
         }
-        self.storage.sync().map_err(RepairError::Write)
+        for copy in &stage.copies {
+            self.copy(*copy)?;
+        }
+        self.sync()
+    }
+
+    fn copy(&mut self, copy: CopyEdit) -> Result<(), RepairError> {
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut done = 0;
+        while done < copy.bytes {
+            let left = usize::try_from(copy.bytes - done).unwrap_or(PIECE_BYTES);
+            let Some(part) = piece.get_mut(..left.min(PIECE_BYTES)) else {
+                break;
+            };
+            self.storage
+                .read_at(copy.from + done, part)
+                .map_err(RepairError::Write)?;
+            self.sectors_written += part.len().div_ceil(SECTOR_BYTES) as u64;
+            self.storage
+                .write_at(copy.to + done, part)
+                .map_err(RepairError::Write)?;
+            done += part.len() as u64;
+        }
+        Ok(())
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), RepairError> {
@@ -243,11 +333,22 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
                 self.storage
                     .read_at(edit.offset, &mut now)
                     .map_err(RepairError::Write)?;
-                if now == edit.after {
+                if now == edit.after && !edit.before.is_empty() {
                     self.write(edit.offset, &edit.before)?;
                 }
             }
-            self.storage.sync().map_err(RepairError::Write)?;
+            self.sync()?;
+        }
+        self.cut_off(plan.length_bytes)
+    }
+
+    /// Takes back what was appended. Nothing may refer to it any more, on disk.
+    fn cut_off(&mut self, length_bytes: u64) -> Result<(), RepairError> {
+        if length(&*self.storage)? > length_bytes {
+            self.storage
+                .truncate(length_bytes)
+                .map_err(RepairError::Write)?;
+            self.sync()?;
         }
         Ok(())
     }
@@ -311,6 +412,7 @@ pub fn undo_repair<S: StorageMut, U: UndoSink>(
         transaction.write_clipped(record.offset, record.original, length_bytes)?;
     }
     transaction.sync()?;
+    transaction.cut_off(length_bytes)?;
     for record in &header {
         transaction.write_clipped(record.offset, record.original, length_bytes)?;
     }
@@ -347,8 +449,11 @@ fn refuse_used_image<S: Storage>(
     let length_bytes = length(storage)?;
     match file.state {
         UndoState::Incomplete => return Err(RepairError::NothingToUndo),
-        UndoState::Committed { .. } => {
-            if length_bytes != file.header.original_length_bytes {
+        UndoState::Committed {
+            predicted_length_bytes,
+        } => {
+            let original = file.header.original_length_bytes;
+            if !(original..=predicted_length_bytes.max(original)).contains(&length_bytes) {
                 return used(format!("its length is {length_bytes} bytes"));
             }
         }
@@ -360,7 +465,9 @@ fn refuse_used_image<S: Storage>(
                 return used(format!("its length is {length_bytes} bytes"));
             }
             let image = Image::open(storage, Path::new("image"))?;
-            if metadata_digest(&image, progress) != digest {
+            let original = file.header.original_length_bytes;
+            let now = left_digest(&image, original, progress).map_err(RepairError::Write)?;
+            if now != digest {
                 return used("its tables differ from how the repair left them".to_owned());
             }
         }

@@ -17,8 +17,8 @@ use std::rc::Rc;
 use qfsck::qcow2::ClusterRange;
 use qfsck::undo::UndoFile;
 use qfsck::{
-    Code, Identity, Image, Mode, Options, Plan, Progress, Receipt, RepairError, Storage,
-    StorageMut, UndoSink,
+    Code, Identity, Image, Mode, Options, Plan, Progress, Receipt, RepairError, RepairOptions,
+    Storage, StorageMut, UndoSink,
 };
 
 use crate::corpus::cases;
@@ -30,7 +30,19 @@ const SECTOR: usize = 512;
 #[derive(Clone, Debug)]
 enum Op {
     Write(u64, Vec<u8>),
+    Truncate(usize),
     Sync,
+}
+
+/// Writes into a file, which grows if it has to.
+fn write(file: &mut Vec<u8>, start: usize, bytes: &[u8]) {
+    let end = start + bytes.len();
+    if file.len() < end {
+        file.resize(end, 0);
+    }
+    file.get_mut(start..end)
+        .expect("just made")
+        .copy_from_slice(bytes);
 }
 
 /// An image in memory that remembers what it was told, and can fail at the n-th write or sync.
@@ -80,11 +92,20 @@ impl StorageMut for Recording {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.count_down()?;
         let start = usize::try_from(offset).expect("small images");
-        let place = self.bytes.get_mut(start..start + bytes.len());
-        place
-            .expect("a repair in place never grows the file")
-            .copy_from_slice(bytes);
+        write(&mut self.bytes, start, bytes);
         self.log.push(Op::Write(offset, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn truncate(&mut self, length_bytes: u64) -> io::Result<()> {
+        self.count_down()?;
+        let length = usize::try_from(length_bytes).expect("small images");
+        self.bytes.truncate(length);
+        self.log.push(Op::Truncate(length));
+        Ok(())
+    }
+
+    fn reserve(&mut self, _length_bytes: u64) -> io::Result<()> {
         Ok(())
     }
 
@@ -104,14 +125,11 @@ struct MemorySink(Rc<RefCell<Vec<u8>>>);
 impl UndoSink for MemorySink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut file = self.0.borrow_mut();
-        let start = usize::try_from(offset).expect("small files");
-        let end = start + bytes.len();
-        if file.len() < end {
-            file.resize(end, 0);
-        }
-        file.get_mut(start..end)
-            .expect("just made")
-            .copy_from_slice(bytes);
+        write(
+            &mut file,
+            usize::try_from(offset).expect("small files"),
+            bytes,
+        );
         Ok(())
     }
 
@@ -135,7 +153,12 @@ fn identity() -> Identity {
 
 fn plan_of(disk: &Recording) -> Plan {
     let image = Image::open(disk, Path::new("image")).expect("an image");
-    let plan = qfsck::plan(&image, Mode::All, Options::default(), &Progress::default());
+    let plan = qfsck::plan(
+        &image,
+        &RepairOptions::new(Mode::All),
+        Options::default(),
+        &Progress::default(),
+    );
     plan.expect("memory can be read")
 }
 
@@ -202,15 +225,28 @@ impl Hazards {
     }
 }
 
-/// The sectors written between two syncs.
-fn epochs(log: &[Op]) -> Vec<Vec<(u64, Vec<u8>)>> {
+/// What may arrive by itself, or not: a sector, or a truncation.
+#[derive(Clone, Debug)]
+enum Arrival {
+    Sector(u64, Vec<u8>),
+    Truncate(usize),
+}
+
+/// What is on its way between two syncs.
+fn epochs(log: &[Op]) -> Vec<Vec<Arrival>> {
     let mut epochs = vec![Vec::new()];
     for op in log {
         match op {
             Op::Sync => epochs.push(Vec::new()),
+            Op::Truncate(length) => {
+                let epoch = epochs.last_mut().expect("never empty");
+                epoch.push(Arrival::Truncate(*length));
+            }
             Op::Write(offset, bytes) => {
                 let offsets = (*offset..).step_by(SECTOR);
-                let sectors = offsets.zip(bytes.chunks(SECTOR).map(<[u8]>::to_vec));
+                let sectors = offsets.zip(bytes.chunks(SECTOR));
+                let sectors =
+                    sectors.map(|(offset, bytes)| Arrival::Sector(offset, bytes.to_vec()));
                 epochs.last_mut().expect("never empty").extend(sectors);
             }
         }
@@ -244,11 +280,18 @@ fn next(random: &mut u64) -> u64 {
     *random >> 33
 }
 
-fn lay(bytes: &mut [u8], sectors: &[(u64, Vec<u8>)], arrived: &[bool]) {
-    for ((offset, sector), _) in sectors.iter().zip(arrived).filter(|(_, arrived)| **arrived) {
-        let start = usize::try_from(*offset).expect("small images");
-        let place = bytes.get_mut(start..start + sector.len());
-        place.expect("inside the image").copy_from_slice(sector);
+fn lay(file: &mut Vec<u8>, epoch: &[Arrival], arrived: &[bool]) {
+    for (arrival, _) in epoch.iter().zip(arrived).filter(|(_, arrived)| **arrived) {
+        match arrival {
+            Arrival::Sector(offset, sector) => {
+                write(
+                    file,
+                    usize::try_from(*offset).expect("small images"),
+                    sector,
+                );
+            }
+            Arrival::Truncate(length) => file.truncate(*length),
+        }
     }
 }
 

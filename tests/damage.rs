@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use qfsck::{Check, Code, Finding, Image, Mode, Options, Owner, Progress};
+use qfsck::{Check, Code, Finding, Image, Mode, Options, Owner, Progress, RepairOptions};
 
 use crate::support::image_forge::{Forge, Forged};
 
@@ -96,7 +96,12 @@ impl Damage {
     /// The bytes of an image after everything that is planned for it.
     fn repaired(&self, bytes: &[u8], mode: Mode) -> Vec<u8> {
         let image = Image::open(bytes, Path::new("forged.qcow2")).expect("the magic is whole");
-        let plan = qfsck::plan(&image, mode, self.options, &Progress::default());
+        let plan = qfsck::plan(
+            &image,
+            &RepairOptions::new(mode),
+            self.options,
+            &Progress::default(),
+        );
         let plan = plan.expect("memory can be read");
         let mut repaired = bytes.to_vec();
         for edit in plan.stages.iter().flat_map(|stage| &stage.edits) {

@@ -5,14 +5,19 @@
 use std::fs;
 use std::path::Path;
 
-use qfsck::{Image, Mode, Options, Plan, Progress, Severity, Stage, StageKind};
+use qfsck::{Image, Mode, Options, Plan, Progress, RepairOptions, Severity, Stage, StageKind};
 
 use crate::corpus::cases;
 use crate::support::image_forge::{Forge, Tree};
 
 fn plan_of(bytes: &[u8], mode: Mode) -> Option<Plan> {
     let image = Image::open(bytes.to_vec(), Path::new("image")).ok()?;
-    let plan = qfsck::plan(&image, mode, Options::default(), &Progress::default());
+    let plan = qfsck::plan(
+        &image,
+        &RepairOptions::new(mode),
+        Options::default(),
+        &Progress::default(),
+    );
     Some(plan.expect("memory can be read"))
 }
 

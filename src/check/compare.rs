@@ -112,6 +112,11 @@ pub(crate) struct Difference {
     pub(crate) has_conflict: bool,
 }
 
+/// Whether a suspect cluster has users that may not share it.
+pub(super) fn has_conflict(witnessed: &Witnessed, cluster: HostCluster) -> bool {
+    sharing(witnessed, cluster) != Sharing::Allowed
+}
+
 /// Every such cluster, in order.
 pub(super) fn differences<S: Storage>(
     walk: Walk<'_, S>,

@@ -3,17 +3,16 @@
 //! Comes in: an examination and a permit. Goes out: patches of single counts and flags. Never here: new structures, or a
 //! patch in a cluster that has an owner besides the structure it belongs to.
 
-use std::io;
-
-use super::evidence::Permit;
-use super::sectors::{self, Patch, header_patch};
-use super::{Stage, StageKind};
+use super::draft::{Changes, DraftNotes};
+use super::evidence::{self, Permit};
+use super::sectors::Patch;
+use super::{Mode, RepairOptions, StageKind};
 use crate::check::{Difference, Examination};
 use crate::coverage::Gap;
-use crate::image::Image;
+use crate::finding::Code;
 use crate::qcow2::{
-    Geometry, HostCluster, HostOffset, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, L1Entry, Place,
-    Tree, words,
+    Geometry, Header, HostCluster, HostOffset, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, L1Entry,
+    Place, Tree, words,
 };
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
@@ -24,23 +23,40 @@ use crate::walk::{L2Item, Survey};
 /// Byte offset of the incompatible feature bits in a version 3 header.
 const INCOMPATIBLE_FEATURES_OFFSET: u64 = 72;
 
-/// Everything the permit allows, as patches.
-pub(super) fn patches<S: Storage>(
+/// Raises counts that are too low, and puts the COPIED flags right.
+pub(super) fn raise<S: Storage>(examination: &Examination<'_, S>) -> Changes {
+    let permit = Permit {
+        may_correct: true,
+        may_lower: None,
+    };
+    Changes {
+        patches: patches(examination, permit),
+        ..Changes::default()
+    }
+}
+
+/// Lowers counts that are too high, where that is proven to free nothing that is used.
+pub(super) fn lower<S: Storage>(
     examination: &Examination<'_, S>,
-    permit: Permit<'_>,
-) -> Vec<Patch> {
+    wishes: &RepairOptions,
+    notes: &DraftNotes,
+) -> Changes {
+    let (permit, withheld) = evidence::permit(examination, wishes.mode, notes);
+    Changes {
+        patches: patches(examination, permit),
+        withheld,
+        ..Changes::default()
+    }
+}
+
+/// Everything the permit allows, as patches.
+fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> Vec<Patch> {
     let differences = examination.differences();
     let contested = contested_clusters(&differences);
     let counts = planned_counts(examination, permit, &differences, &contested);
     let mut patches = refcount_patches(examination, &differences, &counts);
     if permit.may_correct {
         patches.extend(flag_patches(examination, &differences, &counts, &contested));
-    }
-    let has_flags_or_raises = patches
-        .iter()
-        .any(|patch| patch.stage != StageKind::LowerRefcounts);
-    if has_flags_or_raises && !contested.contains(HostCluster(0)) {
-        patches.extend(guard_patch(examination.walk.image));
     }
     patches
 }
@@ -126,14 +142,15 @@ fn refcount_patches<S: Storage>(
             continue;
         }
         let index = difference.cluster.0 % geometry.refcount_block_entries();
-        let stage = if count > stored {
-            StageKind::RaiseRefcounts
-        } else {
-            StageKind::LowerRefcounts
+        let (stage, because) = match stored {
+            0 => (StageKind::RaiseRefcounts, Code::RefcountZero),
+            _ if count > stored => (StageKind::RaiseRefcounts, Code::RefcountTooLow),
+            _ => (StageKind::LowerRefcounts, Code::RefcountLeak),
         };
         let block_offset = geometry.offset_of(block).0;
         patches.push(Patch::refcount(
             stage,
+            because,
             block_offset,
             geometry.refcount_order(),
             index,
@@ -191,14 +208,15 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// The stage and the flag, where the flag is not what it should be.
-    fn correction(self, cluster: HostCluster, copied: bool) -> Option<(StageKind, bool)> {
+    /// The flag at `flag_offset`, corrected where it is not what it should be.
+    fn correction(self, cluster: HostCluster, copied: bool, flag_offset: u64) -> Option<Patch> {
         let wants = self.single.contains(cluster);
-        match (self.touched.contains(cluster), copied, wants) {
-            (true, true, false) => Some((StageKind::ClearCopied, false)),
-            (true, false, true) => Some((StageKind::SetCopied, true)),
-            _ => None,
-        }
+        let (stage, because) = match (self.touched.contains(cluster), copied, wants) {
+            (true, true, false) => (StageKind::ClearCopied, Code::CopiedFlagStale),
+            (true, false, true) => (StageKind::SetCopied, Code::CopiedFlagMissing),
+            _ => return None,
+        };
+        Some(Patch::copied_flag(stage, because, flag_offset, wants))
     }
 }
 
@@ -238,10 +256,8 @@ fn l1_flag_patches<S: Storage>(
             .l2_table_offset()
             .and_then(|offset| walk.geometry.admit(offset).ok())
             .filter(|_| is_writable);
-        let correction = cluster.and_then(|cluster| wanted.correction(cluster, entry.copied()));
-        if let Some((stage, copied)) = correction {
-            patches.push(Patch::copied_flag(stage, offset, copied));
-        }
+        patches
+            .extend(cluster.and_then(|cluster| wanted.correction(cluster, entry.copied(), offset)));
     }
     patches
 }
@@ -267,10 +283,10 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
                 copied,
                 ..
             } = mapped.target
-                && let Some((stage, copied)) = self.wanted.correction(cluster, copied)
             {
                 let offset = table_offset + mapped.index * geometry.l2_entry_bytes();
-                self.patches.push(Patch::copied_flag(stage, offset, copied));
+                let correction = self.wanted.correction(cluster, copied, offset);
+                self.patches.extend(correction);
             }
         });
     }
@@ -279,45 +295,32 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
 }
 
 /// Sets the corrupt bit, where the header has one.
-fn guard_patch<S: Storage>(image: &Image<S>) -> Option<Patch> {
-    let header = image.header();
+pub(super) fn guard_patch(header: &Header) -> Option<Patch> {
     let has_bits = header.version == 3 && !header.is_corrupt();
     has_bits.then(|| {
         let features = header.incompatible_features | INCOMPATIBLE_CORRUPT;
-        header_patch(StageKind::Guard, INCOMPATIBLE_FEATURES_OFFSET, features)
+        features_patch(StageKind::Guard, features)
     })
 }
 
-/// What the dirty and corrupt bits are to say in the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// Neither is set.
-    Consistent,
-    /// What they said before.
-    AsItWas,
+/// The incompatible feature bits as a repair is to leave them, where it is to write them at all.
+pub(super) fn final_features(
+    header: &Header,
+    is_guarded: bool,
+    is_consistent: bool,
+    mode: Mode,
+) -> Option<u64> {
+    let features = if is_consistent && mode == Mode::All {
+        header.incompatible_features & !(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT)
+    } else {
+        header.incompatible_features
+    };
+    let is_wanted = is_guarded || features != header.incompatible_features;
+    (header.version == 3 && is_wanted).then_some(features)
 }
 
-/// The stages, with a last one that gives the dirty and corrupt bits their final value.
-pub(super) fn with_final_state<S: Storage>(
-    image: &Image<S>,
-    stages: Vec<Stage>,
-    goal: State,
-) -> io::Result<Vec<Stage>> {
-    let header = image.header();
-    let is_guarded = stages.iter().any(|stage| stage.kind == StageKind::Guard);
-    let features = match goal {
-        State::Consistent => {
-            header.incompatible_features & !(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT)
-        }
-        State::AsItWas => header.incompatible_features,
-    };
-    if header.version < 3 || (!is_guarded && features == header.incompatible_features) {
-        return Ok(stages);
-    }
-    let patch = header_patch(
-        StageKind::ClearState,
-        INCOMPATIBLE_FEATURES_OFFSET,
-        features,
-    );
-    sectors::with_last_patch(image.storage(), stages, patch)
+/// A patch of the incompatible feature bits.
+pub(super) fn features_patch(stage: StageKind, features: u64) -> Patch {
+    let offset = INCOMPATIBLE_FEATURES_OFFSET;
+    Patch::word(stage, Code::CorruptBitSet, offset, features)
 }

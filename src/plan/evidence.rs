@@ -5,7 +5,8 @@
 use rayon::prelude::*;
 
 use super::Mode;
-use crate::check::Examination;
+use super::draft::DraftNotes;
+use crate::check::{Check, Examination};
 use crate::coverage::Complete;
 use crate::finding::{Code, Severity};
 use crate::qcow2::{Geometry, HostCluster, L2Descriptor, L2Entry, words};
@@ -49,30 +50,12 @@ const COUNT_CODES: [Code; 6] = [
 pub(super) fn permit<'a, S: Storage>(
     examination: &'a Examination<'_, S>,
     mode: Mode,
+    notes: &DraftNotes,
 ) -> (Permit<'a>, Vec<Withheld>) {
     let findings = &examination.notes.findings;
     let mut withheld = Vec::new();
-    if let Some(refused) = forbidden(examination) {
-        withheld.push(refused);
-        let permit = Permit {
-            may_correct: false,
-            may_lower: None,
-        };
-        return (permit, withheld);
-    }
-    for (code, total) in findings.totals() {
-        let is_left = code.severity() == Severity::Corruption && !COUNT_CODES.contains(&code);
-        if is_left {
-            withheld.push(Withheld {
-                code,
-                count: total.count,
-                reason: "this version repairs refcounts, COPIED flags and the dirty and corrupt bits only"
-                    .to_owned(),
-            });
-        }
-    }
     let leaks = findings.total_of(Code::RefcountLeak);
-    let may_lower = match may_lower(examination, mode, &withheld) {
+    let may_lower = match may_lower(examination, mode, notes) {
         Ok(complete) => Some(complete),
         Err(reason) => {
             if leaks.count > 0 {
@@ -92,8 +75,28 @@ pub(super) fn permit<'a, S: Storage>(
     (permit, withheld)
 }
 
+/// A finding about more than counts and flags: while one is open, what looks leaked may be live.
+fn is_structural(code: Code) -> bool {
+    code.severity() == Severity::Corruption && !COUNT_CODES.contains(&code)
+}
+
+/// Says of everything that is still wrong why, where no pass has said so.
+pub(super) fn say_what_is_left(after: &Check, withheld: &mut Vec<Withheld>) {
+    for (code, total) in after.findings.totals() {
+        let is_said = withheld.iter().any(|known| known.code == code);
+        if code.severity() > Severity::Notice && !is_said {
+            withheld.push(Withheld {
+                code,
+                count: total.count,
+                reason: "it cannot be put right without knowing more than the image says"
+                    .to_owned(),
+            });
+        }
+    }
+}
+
 /// What forbids writing anything: bits whose meaning nobody here knows.
-fn forbidden<S: Storage>(examination: &Examination<'_, S>) -> Option<Withheld> {
+pub(super) fn forbidden<S: Storage>(examination: &Examination<'_, S>) -> Option<Withheld> {
     let findings = &examination.notes.findings;
     let codes = [
         (
@@ -129,37 +132,42 @@ pub(super) fn unreadable() -> Vec<Withheld> {
 fn may_lower<'a, S: Storage>(
     examination: &'a Examination<'_, S>,
     mode: Mode,
-    withheld: &[Withheld],
+    draft: &DraftNotes,
 ) -> Result<Complete<'a>, String> {
     let notes = &examination.notes;
     let complete = notes
         .coverage
         .complete()
         .ok_or("not every table could be read, and what an unread table maps looks leaked")?;
-    if let Some(open) = withheld.first() {
+    let mut open = notes.findings.totals().map(|(code, _)| code);
+    if let Some(open) = open.find(|code| is_structural(*code)) {
         return Err(format!(
-            "{} is open, and a damaged structure makes live data look leaked",
-            open.code
+            "{open} is open, and a damaged structure makes live data look leaked"
         ));
     }
     if mode == Mode::Leaks && notes.findings.count_of(Severity::Corruption) > 0 {
         return Err("the image has errors besides leaks; use --mode all".to_owned());
     }
-    match suspicious_cluster(examination) {
+    match suspicious_cluster(examination, draft) {
         None => Ok(complete),
         Some(reason) => Err(reason),
     }
 }
 
 /// Why some cluster that would be freed may be the only way to live data, if one is.
-fn suspicious_cluster<S: Storage>(examination: &Examination<'_, S>) -> Option<String> {
+fn suspicious_cluster<S: Storage>(
+    examination: &Examination<'_, S>,
+    draft: &DraftNotes,
+) -> Option<String> {
     let geometry = examination.walk.geometry;
     let overcounted = ClusterSet::new();
     let mut leaked = Vec::new();
     for difference in examination.differences() {
         if difference.stored > Some(difference.expected) {
             overcounted.insert(difference.cluster);
-            if difference.expected == 0 && difference.cluster.0 < geometry.file_clusters() {
+            let is_in_file = difference.cluster.0 < geometry.file_clusters();
+            let is_known = draft.released.contains(difference.cluster);
+            if difference.expected == 0 && is_in_file && !is_known {
                 leaked.push(difference.cluster);
             }
         }

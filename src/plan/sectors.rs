@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::{Edit, Stage, StageKind};
+use super::draft::{Fresh, FreshCopy};
+use super::{CopyEdit, Edit, Stage, StageKind};
+use crate::finding::Code;
 use crate::storage::Storage;
 
 /// Bytes in a sector.
@@ -18,6 +20,8 @@ const MAX_EDIT_BYTES: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Patch {
     pub(super) stage: StageKind,
+    /// The finding it answers.
+    pub(super) because: Code,
     /// Byte offset in the file, a multiple of `bytes`.
     offset: u64,
     /// How many bytes the big-endian number has: 1, 2, 4 or 8.
@@ -28,21 +32,35 @@ pub(super) struct Patch {
     value: u64,
 }
 
-/// A patch of a 64-bit header field.
-pub(super) fn header_patch(stage: StageKind, offset: u64, value: u64) -> Patch {
-    Patch {
-        stage,
-        offset,
-        bytes: 8,
-        mask: u64::MAX,
-        value,
-    }
-}
-
 impl Patch {
+    /// A patch of a whole 64-bit number: a header field, or an entry of a table.
+    pub(super) fn word(stage: StageKind, because: Code, offset: u64, value: u64) -> Self {
+        Self {
+            stage,
+            because,
+            offset,
+            bytes: 8,
+            mask: u64::MAX,
+            value,
+        }
+    }
+
+    /// A patch of a whole 32-bit number.
+    pub(super) fn half_word(stage: StageKind, because: Code, offset: u64, value: u32) -> Self {
+        Self {
+            stage,
+            because,
+            offset,
+            bytes: 4,
+            mask: u64::from(u32::MAX),
+            value: u64::from(value),
+        }
+    }
+
     /// A patch of the refcount at `index` of the block at `block_offset`.
     pub(super) fn refcount(
         stage: StageKind,
+        because: Code,
         block_offset: u64,
         order: u32,
         index: u64,
@@ -52,6 +70,7 @@ impl Patch {
             let bytes = 1_usize << (order - 3);
             return Self {
                 stage,
+                because,
                 offset: block_offset + (index << (order - 3)),
                 bytes,
                 mask: u64::MAX >> (64 - 8 * bytes),
@@ -65,6 +84,7 @@ impl Patch {
         let ones = (1_u64 << (1 << order)) - 1;
         Self {
             stage,
+            because,
             offset: block_offset + (index >> per_byte_bits),
             bytes: 1,
             mask: ones << shift,
@@ -73,9 +93,10 @@ impl Patch {
     }
 
     /// A patch of the COPIED flag of the L1 or L2 entry at `offset`.
-    pub(super) fn copied_flag(stage: StageKind, offset: u64, copied: bool) -> Self {
+    pub(super) fn copied_flag(stage: StageKind, because: Code, offset: u64, copied: bool) -> Self {
         Self {
             stage,
+            because,
             offset,
             bytes: 8,
             mask: 1 << 63,
@@ -102,13 +123,39 @@ impl Patch {
     }
 }
 
-/// Lays patches out as stages of whole sectors; a patch that changes nothing makes no edit.
+/// Lays changes out as stages of whole sectors; a patch that changes nothing makes no edit.
 ///
-/// A file may end inside a sector; the edit then ends there too, so that no repair grows the file by accident.
-pub(super) fn lay_out(storage: &impl Storage, mut patches: Vec<Patch>) -> io::Result<Vec<Stage>> {
+/// A file may end inside a sector; a patch's edit then ends there too, so that no patch grows the file by accident. Only
+/// fresh clusters and copies do.
+pub(super) fn lay_out(
+    storage: &impl Storage,
+    mut patches: Vec<Patch>,
+    fresh: &[Fresh],
+    copies: &[FreshCopy],
+    cluster_bytes: u64,
+) -> io::Result<Vec<Stage>> {
     let length_bytes = storage.length_bytes()?;
+    let mut stages = Stages::default();
+    for new in fresh {
+        let offset = new.cluster.0 * cluster_bytes;
+        let offsets = (offset..).step_by(MAX_EDIT_BYTES);
+        for (offset, after) in offsets.zip(new.bytes.chunks(MAX_EDIT_BYTES)) {
+            let in_file = length_bytes.saturating_sub(offset).min(after.len() as u64);
+            let mut before = vec![0; usize::try_from(in_file).unwrap_or(0)];
+            storage.read_at(offset, &mut before)?;
+            stages.of(StageKind::WriteNew).push(offset, &before, after);
+        }
+        stages.count(StageKind::WriteNew, new.because);
+    }
+    for copy in copies {
+        stages.of(StageKind::WriteNew).copies.push(CopyEdit {
+            from: copy.from.0 * cluster_bytes,
+            to: copy.to.0 * cluster_bytes,
+            bytes: cluster_bytes,
+        });
+        stages.count(StageKind::WriteNew, copy.because);
+    }
     patches.sort_by_key(|patch| (patch.sector(), patch.stage));
-    let mut stages: BTreeMap<StageKind, Stage> = BTreeMap::new();
     for of_sector in patches.chunk_by(|left, right| left.sector() == right.sector()) {
         let Some(first) = of_sector.first() else {
             continue;
@@ -118,20 +165,37 @@ pub(super) fn lay_out(storage: &impl Storage, mut patches: Vec<Patch>) -> io::Re
         for of_stage in of_sector.chunk_by(|left, right| left.stage == right.stage) {
             let before = now.clone();
             for patch in of_stage {
+                let was = now.clone();
                 patch.apply(&mut now);
+                if now != was {
+                    stages.count(patch.stage, patch.because);
+                }
             }
             if let Some(patch) = of_stage.first().filter(|_| now != before) {
-                let stage = stages.entry(patch.stage).or_insert_with(|| Stage {
-                    kind: patch.stage,
-                    edits: Vec::new(),
-                    change_count: 0,
-                });
-                stage.change_count += of_stage.len() as u64;
-                stage.push(offset, &before, &now);
+                stages.of(patch.stage).push(offset, &before, &now);
             }
         }
     }
-    Ok(stages.into_values().collect())
+    Ok(stages.0.into_values().collect())
+}
+
+/// Stages in the making, by kind.
+#[derive(Default)]
+struct Stages(BTreeMap<StageKind, Stage>);
+
+impl Stages {
+    fn of(&mut self, kind: StageKind) -> &mut Stage {
+        self.0.entry(kind).or_insert_with(|| Stage {
+            kind,
+            edits: Vec::new(),
+            copies: Vec::new(),
+            changes: BTreeMap::new(),
+        })
+    }
+
+    fn count(&mut self, kind: StageKind, because: Code) {
+        *self.of(kind).changes.entry(because).or_insert(0) += 1;
+    }
 }
 
 /// Reads a sector, as far as the file has it.
@@ -142,33 +206,6 @@ fn read_sector(storage: &impl Storage, offset: u64, length_bytes: u64) -> io::Re
     Ok(sector)
 }
 
-/// Adds one patch to be applied after all stages.
-pub(super) fn with_last_patch(
-    storage: &impl Storage,
-    mut stages: Vec<Stage>,
-    patch: Patch,
-) -> io::Result<Vec<Stage>> {
-    let offset = patch.sector() * SECTOR as u64;
-    let mut before = read_sector(storage, offset, storage.length_bytes()?)?;
-    for edit in stages.iter().flat_map(|stage| &stage.edits) {
-        edit.apply_to(offset, &mut before);
-    }
-    let mut after = before.clone();
-    patch.apply(&mut after);
-    if after != before {
-        stages.push(Stage {
-            kind: patch.stage,
-            edits: vec![Edit {
-                offset,
-                before,
-                after,
-            }],
-            change_count: 1,
-        });
-    }
-    Ok(stages)
-}
-
 impl Stage {
     /// Adds a sector, to the last edit if it follows it.
     fn push(&mut self, offset: u64, before: &[u8], after: &[u8]) {
@@ -176,6 +213,7 @@ impl Stage {
             && last.offset + last.after.len() as u64 == offset
             && last.after.len() < MAX_EDIT_BYTES
             && last.after.len().is_multiple_of(SECTOR)
+            && last.before.len() == last.after.len()
         {
             last.before.extend_from_slice(before);
             last.after.extend_from_slice(after);
@@ -189,23 +227,12 @@ impl Stage {
     }
 }
 
-impl Edit {
-    /// Applies the part of this edit that lies in the sector at `offset`.
-    fn apply_to(&self, offset: u64, sector: &mut [u8]) {
-        let part = offset
-            .checked_sub(self.offset)
-            .and_then(|skip| usize::try_from(skip).ok())
-            .and_then(|skip| self.after.get(skip..skip.checked_add(sector.len())?));
-        if let Some(part) = part {
-            sector.copy_from_slice(part);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::qcow2::refcount_at;
+
+    const BECAUSE: Code = Code::RefcountZero;
 
     #[test]
     fn every_width_changes_one_count_and_no_other() {
@@ -217,8 +244,14 @@ mod tests {
                     .map(|i| refcount_at(&sector, order, i))
                     .collect();
                 let count = u64::from(before[index] != 1);
-                let patch =
-                    Patch::refcount(StageKind::RaiseRefcounts, 0, order, index as u64, count);
+                let patch = Patch::refcount(
+                    StageKind::RaiseRefcounts,
+                    BECAUSE,
+                    0,
+                    order,
+                    index as u64,
+                    count,
+                );
                 patch.apply(&mut sector);
                 for (i, &old) in before.iter().enumerate() {
                     let wanted = if i == index { count } else { old };
@@ -236,11 +269,11 @@ mod tests {
     fn stages_of_one_sector_build_on_each_other() {
         let storage = vec![0_u8; 2048];
         let patches = vec![
-            Patch::refcount(StageKind::LowerRefcounts, 512, 4, 1, 7),
-            Patch::refcount(StageKind::RaiseRefcounts, 512, 4, 0, 9),
-            Patch::refcount(StageKind::RaiseRefcounts, 1024, 4, 0, 9),
+            Patch::refcount(StageKind::LowerRefcounts, BECAUSE, 512, 4, 1, 7),
+            Patch::refcount(StageKind::RaiseRefcounts, BECAUSE, 512, 4, 0, 9),
+            Patch::refcount(StageKind::RaiseRefcounts, BECAUSE, 1024, 4, 0, 9),
         ];
-        let stages = lay_out(&storage, patches).expect("memory can be read");
+        let stages = lay_out(&storage, patches, &[], &[], 512).expect("memory can be read");
         assert_eq!(stages.len(), 2);
         assert_eq!(stages[0].kind, StageKind::RaiseRefcounts);
         assert_eq!(

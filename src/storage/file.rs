@@ -8,7 +8,9 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::unistd::{Whence, lseek};
 
 use super::lock::{self, LockScope};
 use super::{Storage, StorageMut};
@@ -149,11 +151,41 @@ impl Storage for RepairFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.image.read_at(offset, buffer)
     }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.image.next_data(offset)
+    }
 }
 
 impl StorageMut for RepairFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.image.file.write_all_at(bytes, offset)
+    }
+
+    fn truncate(&mut self, length_bytes: u64) -> io::Result<()> {
+        if self.image.is_block_device {
+            return Ok(());
+        }
+        self.image.file.set_len(length_bytes)
+    }
+
+    fn reserve(&mut self, length_bytes: u64) -> io::Result<()> {
+        let now = self.image.length_bytes()?;
+        if length_bytes <= now {
+            return Ok(());
+        }
+        if self.image.is_block_device {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let out_of_range = |_| io::Error::from(io::ErrorKind::FileTooLarge);
+        let start = i64::try_from(now).map_err(out_of_range)?;
+        let bytes = i64::try_from(length_bytes - now).map_err(out_of_range)?;
+        let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.image.file, flags, start, bytes) {
+            // Not every file system can; the first write then tells, and the undo file is the way back.
+            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -190,6 +222,19 @@ impl Storage for ImageFile {
             }
         }
         Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        let length_bytes = self.length_bytes()?;
+        let Some(start) = i64::try_from(offset).ok().filter(|_| offset < length_bytes) else {
+            return Ok(None);
+        };
+        match lseek(&self.file, start, Whence::SeekData) {
+            Ok(found) => Ok(u64::try_from(found).ok()),
+            Err(Errno::ENXIO) => Ok(None),
+            // Not every file knows its holes.
+            Err(_) => Ok(Some(offset)),
+        }
     }
 }
 

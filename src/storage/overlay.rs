@@ -14,6 +14,8 @@ const SECTOR: usize = 512;
 pub struct Overlay<S> {
     below: S,
     sectors: BTreeMap<u64, [u8; SECTOR]>,
+    /// Where the last byte laid over it ends.
+    end: u64,
 }
 
 impl<S: Storage> Overlay<S> {
@@ -22,11 +24,15 @@ impl<S: Storage> Overlay<S> {
         Self {
             below,
             sectors: BTreeMap::new(),
+            end: 0,
         }
     }
 
     /// Lays bytes over the storage; `offset` is a multiple of 512, and only the last sector may be cut short.
+    ///
+    /// Bytes past the end of the storage make the image longer.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
+        self.extend_to(offset + bytes.len() as u64);
         for (index, part) in (offset / SECTOR as u64..).zip(bytes.chunks(SECTOR)) {
             let mut sector = [0; SECTOR];
             if let Some(target) = sector.get_mut(..part.len()) {
@@ -35,11 +41,16 @@ impl<S: Storage> Overlay<S> {
             self.sectors.insert(index, sector);
         }
     }
+
+    /// Makes the image reach to `end` at least; what is not written reads as zero.
+    pub fn extend_to(&mut self, end: u64) {
+        self.end = self.end.max(end);
+    }
 }
 
 impl<S: Storage> Storage for Overlay<S> {
     fn length_bytes(&self) -> io::Result<u64> {
-        self.below.length_bytes()
+        Ok(self.below.length_bytes()?.max(self.end))
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -59,6 +70,15 @@ impl<S: Storage> Storage for Overlay<S> {
             }
         }
         Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        let laid = self.sectors.range(offset / SECTOR as u64..).next();
+        let laid = laid.map(|(&index, _)| (index * SECTOR as u64).max(offset));
+        Ok(match (self.below.next_data(offset)?, laid) {
+            (Some(below), Some(laid)) => Some(below.min(laid)),
+            (below, laid) => below.or(laid),
+        })
     }
 }
 

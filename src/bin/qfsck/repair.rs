@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use qfsck::undo::{UndoFile, UndoState};
 use qfsck::{
     Error, Identity, Image, ImageFile, Mode, Options, Plan, Progress, RepairError, RepairFile,
-    Sharing, Stage, StageKind, UndoSinkFile, escaped_path,
+    RepairOptions, Sharing, Stage, StageKind, UndoSinkFile, escaped_path,
 };
 
 use crate::args::{RepairArgs, RepairMode};
@@ -32,18 +32,18 @@ pub(crate) fn run(args: &RepairArgs) -> Outcome {
     })
 }
 
-fn mode(args: &RepairArgs) -> Mode {
-    match args.mode {
+fn wishes(args: &RepairArgs) -> RepairOptions {
+    RepairOptions::new(match args.mode {
         RepairMode::Leaks => Mode::Leaks,
         RepairMode::All => Mode::All,
-    }
+    })
 }
 
 fn dry_run(args: &RepairArgs) -> Result<Outcome, Error> {
     let file = ImageFile::open(&args.image, Sharing::Protected)?;
     let options = options(&file);
     let image = Image::open(file, &args.image)?;
-    let plan = qfsck::plan(&image, mode(args), options, &Progress::default())?;
+    let plan = qfsck::plan(&image, &wishes(args), options, &Progress::default())?;
     if let Some(outcome) = cannot_show(&plan) {
         return Ok(outcome);
     }
@@ -70,7 +70,7 @@ fn repair(args: &RepairArgs) -> Result<Outcome, Error> {
     }
     let options = options(file.image());
     let image = Image::open(&file, &args.image)?;
-    let plan = qfsck::plan(&image, mode(args), options, &Progress::default())?;
+    let plan = qfsck::plan(&image, &wishes(args), options, &Progress::default())?;
     if let Some(outcome) = cannot_show(&plan) {
         return Ok(outcome);
     }
@@ -239,6 +239,11 @@ fn write_plan(to: &mut dyn Write, plan: &Plan) -> io::Result<()> {
 fn purpose(kind: StageKind) -> &'static str {
     match kind {
         StageKind::Guard => "set the corrupt bit, so that nothing writes to the image meanwhile",
+        StageKind::WriteNew => "write new structures and copies where nothing is",
+        StageKind::CorrectEntries => "correct entries that stand by themselves",
+        StageKind::SuspendBitmaps => "clear the autoclear bit of the bitmaps for the time being",
+        StageKind::SwitchPointers => "refer to the new structures instead of the old",
+        StageKind::ResumeBitmaps => "set the autoclear bit of the bitmaps again",
         StageKind::RaiseRefcounts => "raise refcounts that are too low",
         StageKind::ClearCopied => "clear COPIED flags that let writes through",
         StageKind::LowerRefcounts => "lower refcounts that are too high",
@@ -257,7 +262,7 @@ fn extent(stage: &Stage) -> String {
         .sum();
     format!(
         "{} in {}",
-        counted(stage.change_count, "change"),
+        counted(stage.change_count(), "change"),
         counted(sectors, "sector")
     )
 }

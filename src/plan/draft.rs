@@ -1,0 +1,198 @@
+//! A plan in the making: the image as the passes so far would leave it.
+//!
+//! Comes in: an image, then the changes of one pass after another. Goes out: the finished [`Plan`], rehearsed. Never here:
+//! deciding on a change, but for the guard before the first and the state bits after the last.
+
+use std::io;
+use std::path::Path;
+
+use super::sectors::{self, Patch};
+use super::{
+    Plan, RepairOptions, Stage, StageKind, Withheld, adjust, evidence, is_better, is_consistent,
+    read_error,
+};
+use crate::check::{Check, Options, check};
+use crate::error::Error;
+use crate::finding::Code;
+use crate::image::Image;
+use crate::progress::Progress;
+use crate::qcow2::{ClusterRange, HostCluster};
+use crate::refcount_map::ClusterSet;
+use crate::storage::{Overlay, Storage};
+
+/// What one pass wants changed.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Words of structures that are there.
+    pub(super) patches: Vec<Patch>,
+    /// Content of clusters that nothing uses so far.
+    pub(super) fresh: Vec<Fresh>,
+    /// Guest data that gets a place of its own.
+    pub(super) copies: Vec<FreshCopy>,
+    /// Clusters that nothing uses any more when the pass is done.
+    pub(super) released: Vec<ClusterRange>,
+    /// What the pass leaves as it is, and why.
+    pub(super) withheld: Vec<Withheld>,
+}
+
+/// A cluster that nothing uses so far, and what goes into it.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub(super) cluster: HostCluster,
+    /// A whole cluster, or a multiple of them.
+    pub(super) bytes: Vec<u8>,
+    pub(super) because: Code,
+}
+
+/// A cluster that nothing uses so far, and whose content it gets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FreshCopy {
+    pub(super) from: HostCluster,
+    pub(super) to: HostCluster,
+    pub(super) because: Code,
+}
+
+/// What passes have to know of those before them.
+#[derive(Debug)]
+pub(super) struct DraftNotes {
+    /// Clusters that this repair itself has put out of use: what is in them is known, and lost to nobody.
+    pub(super) released: ClusterSet,
+}
+
+/// The image as it would be so far, and how to get there.
+pub(super) struct Draft<'a, S> {
+    overlay: Overlay<&'a S>,
+    stages: Vec<Stage>,
+    withheld: Vec<Withheld>,
+    notes: DraftNotes,
+    length_bytes: u64,
+}
+
+impl<'a, S: Storage> Draft<'a, S> {
+    /// Nothing is changed yet.
+    pub(super) fn new(image: &'a Image<S>) -> Self {
+        Self {
+            overlay: Overlay::new(image.storage()),
+            stages: Vec::new(),
+            withheld: Vec::new(),
+            notes: DraftNotes {
+                released: ClusterSet::new(),
+            },
+            length_bytes: image.file_bytes(),
+        }
+    }
+
+    /// The image as it would be so far.
+    pub(super) fn overlay(&self) -> &Overlay<&'a S> {
+        &self.overlay
+    }
+
+    pub(super) fn notes(&self) -> &DraftNotes {
+        &self.notes
+    }
+
+    /// Turns the changes of a pass into stages, with a guard before the first that can be seen by whoever opens the image.
+    pub(super) fn lay_out(
+        &self,
+        image: &Image<impl Storage>,
+        changes: &Changes,
+        may_guard: bool,
+    ) -> io::Result<Vec<Stage>> {
+        // Without a cluster size there was no examination, and so no change.
+        let Some(geometry) = image.geometry() else {
+            return Ok(Vec::new());
+        };
+        let mut patches = changes.patches.clone();
+        let needs_guard = patches
+            .iter()
+            .any(|patch| patch.stage != StageKind::LowerRefcounts);
+        if needs_guard && may_guard && !self.is_guarded() {
+            patches.extend(adjust::guard_patch(image.header()));
+        }
+        sectors::lay_out(
+            &self.overlay,
+            patches,
+            &changes.fresh,
+            &changes.copies,
+            geometry.cluster_bytes(),
+        )
+    }
+
+    /// Keeps the reasons of a pass for what it leaves as it is.
+    pub(super) fn withhold(&mut self, reasons: Vec<Withheld>) {
+        self.withheld.extend(reasons);
+    }
+
+    fn is_guarded(&self) -> bool {
+        self.stages
+            .iter()
+            .any(|stage| stage.kind == StageKind::Guard)
+    }
+
+    /// Adds what a pass wants.
+    pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes) {
+        for edit in stages.iter().flat_map(|stage| &stage.edits) {
+            self.overlay.write(edit.offset, &edit.after);
+        }
+        // What guest data says is nobody's business in a rehearsal, only that the clusters are there.
+        for copy in stages.iter().flat_map(|stage| &stage.copies) {
+            self.overlay.extend_to(copy.to + copy.bytes);
+        }
+        for cluster in changes.released.iter().flat_map(|range| range.clusters()) {
+            self.notes.released.insert(cluster);
+        }
+        self.stages.extend(stages);
+    }
+
+    /// The plan: with final dirty and corrupt bits, rehearsed, or empty where the image would not be better.
+    pub(super) fn finish(
+        mut self,
+        before: Check,
+        wishes: &RepairOptions,
+        options: Options,
+        progress: &Progress,
+    ) -> Result<Plan, Error> {
+        let mut after = self.rehearse(options, progress)?;
+        // Leaks alone are lowered, or not, without a word about the state of the rest.
+        if let Some(features) = adjust::final_features(
+            &before.header,
+            self.is_guarded(),
+            is_consistent(&after),
+            wishes.mode,
+        ) {
+            let patch = adjust::features_patch(StageKind::ClearState, features);
+            let changes = Changes {
+                patches: vec![patch],
+                ..Changes::default()
+            };
+            let image = Image::open(&self.overlay, Path::new("rehearsal"))?;
+            let last = self.lay_out(&image, &changes, false).map_err(read_error)?;
+            drop(image);
+            self.push(last, &changes);
+            after = self.rehearse(options, progress)?;
+        }
+        if !self.stages.is_empty()
+            && let Err(reason) = is_better(&before, &after)
+        {
+            self.withheld.push(reason);
+            self.stages = Vec::new();
+            after.clone_from(&before);
+        }
+        evidence::say_what_is_left(&after, &mut self.withheld);
+        let end = self.stages.iter().map(Stage::end).max().unwrap_or(0);
+        Ok(Plan {
+            stages: self.stages,
+            withheld: self.withheld,
+            before,
+            after,
+            length_bytes: self.length_bytes,
+            length_bytes_after: self.length_bytes.max(end),
+        })
+    }
+
+    /// Checks the image as it would be.
+    fn rehearse(&self, options: Options, progress: &Progress) -> Result<Check, Error> {
+        let image = Image::open(&self.overlay, Path::new("rehearsal"))?;
+        Ok(check(&image, options, progress))
+    }
+}
