@@ -22,13 +22,15 @@ pub(crate) use compare::Difference;
 pub(crate) use digest::metadata_digest;
 pub use verdict::Verdict;
 
+use std::collections::BTreeSet;
+
 use self::witness::Witnessed;
 use crate::coverage::{Coverage, Gap, GapKind};
 use crate::finding::{Code, Finding, Findings, Owners};
 use crate::image::Image;
 use crate::progress::{Phase, Progress};
 use crate::qcow2::{ClusterRange, Header, HostCluster, HostOffset, Place, SnapshotEntry};
-use crate::refcount_map::Ledger;
+use crate::refcount_map::{Ledger, REGION_CLUSTERS, region_clusters, region_of};
 use crate::storage::Storage;
 use crate::walk::{self, Notes, Survey, Walk};
 
@@ -94,6 +96,8 @@ pub(crate) struct Examination<'a, S> {
     ledger: Ledger,
     witnessed: Witnessed,
     statistics: Statistics,
+    /// The storage is a block device, which cannot grow.
+    pub(crate) is_block_device: bool,
 }
 
 /// Walks and settles an image; without a cluster size there are only the notes on its header.
@@ -139,6 +143,7 @@ pub(crate) fn examine<'a, S: Storage>(
         ledger,
         witnessed,
         statistics,
+        is_block_device: options.is_block_device,
     })
 }
 
@@ -146,6 +151,33 @@ impl<S: Storage> Examination<'_, S> {
     /// Every cluster that is suspect or miscounted, in order.
     pub(crate) fn differences(&self) -> Vec<Difference> {
         compare::differences(self.walk, &self.survey, &self.ledger, &self.witnessed)
+    }
+
+    /// The end of the last cluster that anything refers to or counts; `None` where not everything was read.
+    pub(crate) fn image_end(&self) -> Option<HostCluster> {
+        let end = HostOffset(self.statistics.image_end_offset);
+        (end.0 > 0).then(|| self.walk.geometry.cluster_at(end))
+    }
+
+    /// The clusters of the file from `from` on that nothing refers to and that no known count is stored for.
+    pub(crate) fn unused_clusters(&self, from: HostCluster) -> impl Iterator<Item = HostCluster> {
+        let file_clusters = self.walk.geometry.file_clusters();
+        let regions = region_of(from)..file_clusters.div_ceil(REGION_CLUSTERS);
+        let in_file = from.0..file_clusters;
+        regions.flat_map(move |region| {
+            let stored = stored::RegionCounts::read(self.walk, &self.survey, region);
+            let unsettled: BTreeSet<HostCluster> =
+                self.ledger.unsettled_clusters(region).into_iter().collect();
+            let mut clusters = region_clusters(region);
+            clusters.start = clusters.start.max(in_file.start);
+            clusters.end = clusters.end.min(in_file.end);
+            clusters
+                .map(HostCluster)
+                .filter(move |cluster| {
+                    stored.get(*cluster).unwrap_or(0) == 0 && !unsettled.contains(cluster)
+                })
+                .collect::<Vec<_>>()
+        })
     }
 
     /// Whether a cluster has users that may not share it.

@@ -42,7 +42,9 @@ pub use l1::L1Entry;
 pub use l2::{CompressedExtent, L2Descriptor, L2Entry, SubclusterBitmap};
 pub use luks::{LUKS_HEADER_BYTES, LuksHeader};
 pub use place::{Place, Tree};
-pub use refcount::{RefcountTableEntry, refcount_at, refcounts};
+pub use refcount::{
+    CountField, RefcountTableEntry, count_field, put_bits, refcount_at, refcounts, set_refcount_at,
+};
 pub use snapshot::{
     MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_FIXED_BYTES,
     SNAPSHOT_V3_EXTRA_BYTES, SnapshotEntry, SnapshotFixed,

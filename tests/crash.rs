@@ -386,7 +386,7 @@ fn undoes(
 }
 
 /// Forged images over versions, cluster sizes and widths, each broken in its own way.
-fn forged() -> Vec<(String, Vec<u8>)> {
+pub(crate) fn forged() -> Vec<(String, Vec<u8>)> {
     let mut images = Vec::new();
     for (version, order) in [(2, 4), (3, 2), (3, 3), (3, 4), (3, 6)] {
         for cluster_bits in [9, 12, 16] {

@@ -29,6 +29,7 @@ mod json;
 mod law;
 mod oracle;
 mod plan;
+mod repair;
 mod storage;
 mod support;
 mod tidy;

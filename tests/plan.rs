@@ -21,14 +21,33 @@ fn plan_of(bytes: &[u8], mode: Mode) -> Option<Plan> {
     Some(plan.expect("memory can be read"))
 }
 
-fn apply(plan: &Plan, bytes: &mut [u8]) {
-    for edit in plan.stages.iter().flat_map(|stage| &stage.edits) {
-        let start = usize::try_from(edit.offset).expect("small images");
-        let place = bytes.get_mut(start..start + edit.before.len());
-        let place = place.expect("a repair in place never grows the file");
-        assert_eq!(place, edit.before, "an edit finds what it expects");
-        place.copy_from_slice(&edit.after);
+/// Does what a plan says, in memory.
+pub(crate) fn apply(plan: &Plan, bytes: &mut Vec<u8>) {
+    assert_eq!(bytes.len() as u64, plan.length_bytes, "the image it is for");
+    for stage in &plan.stages {
+        for edit in &stage.edits {
+            let place = reach(bytes, edit.offset, edit.after.len() as u64);
+            let mut before = edit.before.clone();
+            before.resize(edit.after.len(), 0);
+            assert_eq!(place, before, "an edit finds what it expects");
+            place.copy_from_slice(&edit.after);
+        }
+        for copy in &stage.copies {
+            let copied = reach(bytes, copy.from, copy.bytes).to_vec();
+            reach(bytes, copy.to, copy.bytes).copy_from_slice(&copied);
+        }
     }
+    assert_eq!(bytes.len() as u64, plan.length_bytes_after, "as foreseen");
+}
+
+/// Bytes of an image that grows to hold them.
+fn reach(bytes: &mut Vec<u8>, offset: u64, length: u64) -> &mut [u8] {
+    let start = usize::try_from(offset).expect("small images");
+    let end = start + usize::try_from(length).expect("small images");
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    bytes.get_mut(start..end).expect("just made")
 }
 
 #[test]

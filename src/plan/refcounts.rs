@@ -1,29 +1,472 @@
 //! Refcount blocks and the refcount table, built anew where they are damaged or missing.
 //!
-//! Comes in: an examination. Goes out: new blocks and a new table, and one switch of the header. Never here: a change to
-//! a refcount block in place (that is `adjust.rs`).
+//! Comes in: an examination. Goes out: new blocks, a new table that names them and the old blocks that are sound, and one
+//! switch of the header. Never here: a change to a refcount block in place (that is `adjust.rs`), a count lowered: what
+//! nothing refers to but is not blank keeps a count of one, as a leak, until it is proven worthless.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 
-use super::draft::Changes;
-use super::space::Space;
-use crate::check::Examination;
+use super::draft::{Changes, Fresh};
+use super::sectors::Patch;
+use super::space::{Space, holds_data, no_room};
+use super::{StageKind, Withheld};
+use crate::check::{Difference, Examination};
 use crate::finding::Code;
+use crate::qcow2::{
+    ClusterRange, HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, Place, RefcountTableEntry,
+    refcount_at, set_refcount_at, words,
+};
 use crate::storage::Storage;
 
+/// Header fields of the refcount table, in bytes from the start of the file.
+const TABLE_OFFSET_FIELD: u64 = 48;
+const TABLE_CLUSTERS_FIELD: u64 = 56;
+
+/// Findings that stand for counts which have no sound block to be in.
+const ANSWERED: [Code; 9] = [
+    Code::RefcountTableUnaligned,
+    Code::RefcountTableTooLarge,
+    Code::RefcountTableMissing,
+    Code::RefcountTablePastEnd,
+    Code::RefcountBlockUnaligned,
+    Code::RefcountBlockPastEnd,
+    Code::RefcountBlockShared,
+    Code::MetadataOverlap,
+    Code::RefcountZero,
+];
+
 /// Builds what is damaged or missing.
-pub(super) fn rebuild<S: Storage>(_examination: &Examination<'_, S>) -> io::Result<Changes> {
-    Ok(Changes::default())
+pub(super) fn rebuild<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Changes> {
+    let mut changes = Changes::default();
+    let findings = &examination.notes.findings;
+    let Some(because) = ANSWERED
+        .into_iter()
+        .find(|&code| findings.total_of(code).count > 0)
+    else {
+        return Ok(changes);
+    };
+    let damage = Damage::find(examination)?;
+    if damage.is_none() {
+        return Ok(changes);
+    }
+    let built = match Space::new(examination) {
+        Ok(mut space) => build(examination, &mut space, &damage, because, &mut changes)?,
+        Err(reason) => Err(reason),
+    };
+    if let Err(reason) = built {
+        changes = Changes::default();
+        changes.withheld.push(Withheld {
+            code: because,
+            count: findings.total_of(because).count,
+            reason,
+        });
+    }
+    Ok(changes)
 }
 
 /// Counts every cluster taken from `space`, before anything refers to it; with new blocks where there are none.
 ///
-/// The inner error says why that cannot be done.
+/// The inner error says why that cannot be done; `changes` are then not to be used.
 pub(super) fn cover<S: Storage>(
-    _examination: &Examination<'_, S>,
-    _space: &mut Space,
-    _because: Code,
-    _changes: &mut Changes,
+    examination: &Examination<'_, S>,
+    space: &mut Space<'_>,
+    because: Code,
+    changes: &mut Changes,
 ) -> io::Result<Result<(), String>> {
+    let damage = Damage::find(examination)?;
+    build(examination, space, &damage, because, changes)
+}
+
+/// What of the refcount structures cannot be used.
+struct Damage {
+    differences: Vec<Difference>,
+    /// The table itself has to go.
+    has_lost_table: bool,
+    /// Indices of refcount table entries that need a new block, because something in their range is to be counted.
+    needy: BTreeSet<u64>,
+    /// Indices of blocks that must not be used any more.
+    unsound: BTreeSet<u64>,
+    /// Entries to clear: they name nothing that is a block, and nothing needs one there.
+    stray: Vec<u64>,
+}
+
+impl Damage {
+    fn is_none(&self) -> bool {
+        !self.has_lost_table && self.needy.is_empty() && self.stray.is_empty()
+    }
+
+    fn find<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Self> {
+        let geometry = examination.walk.geometry;
+        let per_block = geometry.refcount_block_entries();
+        let survey = &examination.survey;
+        let table_claim = table_claim(examination);
+        let has_lost_table = survey.unknown_counts.all
+            || table_claim.is_none()
+            || examination
+                .notes
+                .findings
+                .total_of(Code::RefcountTableTooLarge)
+                .count
+                > 0
+            || examination
+                .notes
+                .findings
+                .total_of(Code::RefcountTablePastEnd)
+                .count
+                > 0
+            || table_claim.is_some_and(|claim| {
+                claim
+                    .clusters()
+                    .any(|cluster| examination.has_conflict(cluster))
+            });
+        let mut unsound = survey.unknown_counts.blocks.clone();
+        for block in &survey.refcount_blocks {
+            if examination.has_conflict(block.cluster) {
+                unsound.insert(block.index);
+            }
+        }
+        let sound = |index: &u64| {
+            let found = survey
+                .refcount_blocks
+                .binary_search_by_key(index, |block| block.index);
+            found.is_ok() && !unsound.contains(index)
+        };
+        let differences = examination.differences();
+        let mut needy: BTreeSet<u64> = BTreeSet::new();
+        for difference in &differences {
+            let index = difference.cluster.0 / per_block;
+            let is_in_file = difference.cluster.0 < geometry.file_clusters();
+            if difference.expected > 0 && is_in_file && !sound(&index) {
+                needy.insert(index);
+            }
+        }
+        let mut damage = Self {
+            differences,
+            has_lost_table,
+            needy,
+            unsound,
+            stray: Vec::new(),
+        };
+        damage.look_at_unknown_ranges(examination)?;
+        damage.find_strays(examination)?;
+        Ok(damage)
+    }
+
+    /// Where counts are not known, whatever is not blank needs one.
+    fn look_at_unknown_ranges<S: Storage>(
+        &mut self,
+        examination: &Examination<'_, S>,
+    ) -> io::Result<()> {
+        let geometry = examination.walk.geometry;
+        let per_block = geometry.refcount_block_entries();
+        let block_bytes = per_block.saturating_mul(geometry.cluster_bytes());
+        if !self.has_lost_table {
+            let unsound = self.unsound.iter().copied();
+            let missing = unsound.filter(|index| !self.needy.contains(index));
+            let mut found = Vec::new();
+            for index in missing {
+                let start = index.saturating_mul(block_bytes);
+                let data = examination.walk.image.storage().next_data(start)?;
+                let is_in_range = |data: u64| data < start.saturating_add(block_bytes);
+                if start < geometry.file_bytes() && data.is_some_and(is_in_range) {
+                    found.push(index);
+                }
+            }
+            self.needy.extend(found);
+            return Ok(());
+        }
+        let mut offset = 0;
+        while let Some(data) = examination.walk.image.storage().next_data(offset)? {
+            let index = data / block_bytes;
+            self.needy.insert(index);
+            offset = index.saturating_add(1).saturating_mul(block_bytes);
+        }
+        // Blocks that are sound stay in use, whatever happens to the table.
+        let sound = examination.survey.refcount_blocks.iter();
+        let sound = sound.filter(|block| !self.unsound.contains(&block.index));
+        for block in sound {
+            self.needy.remove(&block.index);
+        }
+        Ok(())
+    }
+
+    /// Entries of a sound table that name no block of this file, where none is needed.
+    fn find_strays<S: Storage>(&mut self, examination: &Examination<'_, S>) -> io::Result<()> {
+        let findings = &examination.notes.findings;
+        let wild = [Code::RefcountBlockPastEnd, Code::RefcountBlockUnaligned];
+        let is_wild = wild.iter().any(|&code| findings.total_of(code).count > 0);
+        let Some(claim) = table_claim(examination).filter(|_| is_wild && !self.has_lost_table)
+        else {
+            return Ok(());
+        };
+        let geometry = examination.walk.geometry;
+        let bytes = (claim.count * geometry.cluster_bytes()).min(MAX_REFCOUNT_TABLE_BYTES);
+        let mut table = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        let image = examination.walk.image;
+        image.read_into(geometry.offset_of(claim.start), &mut table)?;
+        for (index, word) in (0_u64..).zip(words(&table)) {
+            let offset = RefcountTableEntry(word).refcount_block_offset();
+            let is_wild = offset.is_some_and(|offset| geometry.admit(offset).is_err());
+            if is_wild && !self.needy.contains(&index) {
+                self.stray.push(index);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The refcount table's clusters, where it has any.
+fn table_claim<S: Storage>(examination: &Examination<'_, S>) -> Option<ClusterRange> {
+    let mut claims = examination.survey.claims.iter();
+    let claim = claims.find(|claim| claim.place == Place::RefcountTable)?;
+    Some(claim.clusters)
+}
+
+/// New blocks, and the table that names them.
+#[derive(Default)]
+struct Structure {
+    blocks: BTreeMap<u64, HostCluster>,
+    table: Option<ClusterRange>,
+}
+
+fn build<S: Storage>(
+    examination: &Examination<'_, S>,
+    space: &mut Space<'_>,
+    damage: &Damage,
+    because: Code,
+    changes: &mut Changes,
+) -> io::Result<Result<(), String>> {
+    let geometry = examination.walk.geometry;
+    let structure = match place(examination, space, damage) {
+        Ok(structure) => structure,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let taken: BTreeMap<HostCluster, u64> = space.taken().iter().copied().collect();
+    count_in_old_blocks(examination, &structure, &taken, because, changes);
+    for (&index, &cluster) in &structure.blocks {
+        let bytes = block_content(examination, damage, index, &taken)?;
+        changes.fresh.push(Fresh {
+            cluster,
+            bytes,
+            because,
+        });
+    }
+    let old_table = table_claim(examination);
+    let Some(table) = structure.table else {
+        let table_offset = old_table.map_or(0, |claim| geometry.offset_of(claim.start).0);
+        for index in &damage.stray {
+            let offset = table_offset + index * 8;
+            let patch = Patch::word(StageKind::CorrectEntries, because, offset, 0);
+            changes.patches.push(patch);
+        }
+        return Ok(Ok(()));
+    };
+    changes.fresh.push(Fresh {
+        cluster: table.start,
+        bytes: table_content(examination, damage, &structure, table),
+        because,
+    });
+    let switch = StageKind::SwitchPointers;
+    let offset = geometry.offset_of(table.start).0;
+    let clusters = u32::try_from(table.count).unwrap_or(u32::MAX);
+    changes.patches.extend([
+        Patch::word(switch, because, TABLE_OFFSET_FIELD, offset),
+        Patch::half_word(switch, because, TABLE_CLUSTERS_FIELD, clusters),
+    ]);
+    changes.released.extend(old_table);
+    let replaced = examination.survey.refcount_blocks.iter();
+    let replaced = replaced.filter(|block| structure.blocks.contains_key(&block.index));
+    changes
+        .released
+        .extend(replaced.map(|block| ClusterRange::one(block.cluster)));
     Ok(Ok(()))
+}
+
+/// Finds room for every block that is needed, those included that count the new blocks and the new table.
+fn place<S: Storage>(
+    examination: &Examination<'_, S>,
+    space: &mut Space<'_>,
+    damage: &Damage,
+) -> Result<Structure, String> {
+    let geometry = examination.walk.geometry;
+    let survey = &examination.survey;
+    let is_sound = |index: u64| {
+        let found = survey
+            .refcount_blocks
+            .binary_search_by_key(&index, |block| block.index);
+        found.is_ok() && !damage.unsound.contains(&index)
+    };
+    let mut structure = Structure::default();
+    let mut needed = damage.needy.clone();
+    loop {
+        for (cluster, _) in space.taken() {
+            let index = cluster.0 / geometry.refcount_block_entries();
+            if !is_sound(index) {
+                needed.insert(index);
+            }
+        }
+        let missing: Vec<u64> = needed
+            .iter()
+            .copied()
+            .filter(|index| !structure.blocks.contains_key(index))
+            .collect();
+        for &index in &missing {
+            let cluster = space.take(1, 1).ok_or_else(|| no_room(examination))?;
+            structure.blocks.insert(index, cluster);
+        }
+        let is_table_needed = damage.has_lost_table || !structure.blocks.is_empty();
+        let last_old = survey.refcount_blocks.iter().map(|block| block.index).max();
+        let last = last_old.max(structure.blocks.keys().next_back().copied());
+        let table_bytes = (last.unwrap_or(0) + 1).saturating_mul(8);
+        if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
+            return Err("a refcount table for this file would be larger than 8 MiB".to_owned());
+        }
+        let clusters = geometry.clusters_for(table_bytes);
+        let fits = structure.table.is_some_and(|table| table.count >= clusters);
+        if is_table_needed && !fits {
+            if let Some(small) = structure.table {
+                space.forget(small.start.0..small.end());
+            }
+            let start = space
+                .take(clusters, 1)
+                .ok_or_else(|| no_room(examination))?;
+            structure.table = Some(ClusterRange {
+                start,
+                count: clusters,
+            });
+        } else if missing.is_empty() {
+            return Ok(structure);
+        }
+    }
+}
+
+/// Counts of new clusters in the blocks that stay.
+fn count_in_old_blocks<S: Storage>(
+    examination: &Examination<'_, S>,
+    structure: &Structure,
+    taken: &BTreeMap<HostCluster, u64>,
+    because: Code,
+    changes: &mut Changes,
+) {
+    let geometry = examination.walk.geometry;
+    let per_block = geometry.refcount_block_entries();
+    let blocks = &examination.survey.refcount_blocks;
+    for (cluster, &count) in taken {
+        let index = cluster.0 / per_block;
+        let old = blocks.binary_search_by_key(&index, |block| block.index);
+        let old = old.ok().and_then(|at| blocks.get(at));
+        if let Some(block) = old.filter(|_| !structure.blocks.contains_key(&index)) {
+            changes.patches.push(Patch::refcount(
+                StageKind::RaiseRefcounts,
+                because,
+                geometry.offset_of(block.cluster).0,
+                geometry.refcount_order(),
+                cluster.0 % per_block,
+                count.min(geometry.refcount_max()),
+            ));
+        }
+    }
+}
+
+/// The counts of one block, as they ought to be.
+fn block_content<S: Storage>(
+    examination: &Examination<'_, S>,
+    damage: &Damage,
+    index: u64,
+    taken: &BTreeMap<HostCluster, u64>,
+) -> io::Result<Vec<u8>> {
+    let geometry = examination.walk.geometry;
+    let per_block = geometry.refcount_block_entries();
+    let image = examination.walk.image;
+    let first = index.saturating_mul(per_block);
+    let range = first..first.saturating_add(per_block);
+    let mut bytes = vec![0; usize::try_from(geometry.cluster_bytes()).unwrap_or(0)];
+    // What settled against an unsound block that could be read is right, by whatever chance.
+    let blocks = &examination.survey.refcount_blocks;
+    let old = blocks.binary_search_by_key(&index, |block| block.index);
+    if let Some(block) = old.ok().and_then(|at| blocks.get(at)) {
+        image.read_clusters(geometry, block.cluster, &mut bytes)?;
+    }
+    let set = |bytes: &mut [u8], cluster: HostCluster, count: u64| {
+        let slot = usize::try_from(cluster.0 - first).unwrap_or(usize::MAX);
+        let count = count.min(geometry.refcount_max());
+        set_refcount_at(bytes, geometry.refcount_order(), slot, count);
+    };
+    for difference in differences_in(&damage.differences, &range) {
+        let is_in_file = difference.cluster.0 < geometry.file_clusters();
+        let count = difference.expected * u64::from(is_in_file);
+        set(&mut bytes, difference.cluster, count);
+    }
+    protect(examination, range.clone(), &mut bytes)?;
+    for (&cluster, &count) in taken.range(HostCluster(range.start)..HostCluster(range.end)) {
+        set(&mut bytes, cluster, count);
+    }
+    Ok(bytes)
+}
+
+/// Gives a count of one to what nobody refers to and is not blank: nobody knows whether somebody did.
+fn protect<S: Storage>(
+    examination: &Examination<'_, S>,
+    range: Range<u64>,
+    bytes: &mut [u8],
+) -> io::Result<()> {
+    let geometry = examination.walk.geometry;
+    let storage = examination.walk.image.storage();
+    let order = geometry.refcount_order();
+    let end = range.end.min(geometry.file_clusters());
+    let mut cluster = range.start;
+    while cluster < end {
+        let slot = usize::try_from(cluster - range.start).unwrap_or(usize::MAX);
+        if refcount_at(bytes, order, slot) == 0 {
+            let Some(data) = storage.next_data(geometry.offset_of(HostCluster(cluster)).0)? else {
+                break;
+            };
+            let with_data = geometry.cluster_at(HostOffset(data));
+            if with_data.0 > cluster {
+                cluster = with_data.0;
+                continue;
+            }
+            if holds_data(storage, geometry, HostCluster(cluster))? {
+                set_refcount_at(bytes, order, slot, 1);
+            }
+        }
+        cluster += 1;
+    }
+    Ok(())
+}
+
+/// The new table: the blocks that stay and those that are new.
+fn table_content<S: Storage>(
+    examination: &Examination<'_, S>,
+    damage: &Damage,
+    structure: &Structure,
+    table: ClusterRange,
+) -> Vec<u8> {
+    let geometry = examination.walk.geometry;
+    let bytes = table.count * geometry.cluster_bytes();
+    let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    let old = examination.survey.refcount_blocks.iter();
+    let old = old.filter(|block| !damage.unsound.contains(&block.index));
+    let old = old.map(|block| (block.index, block.cluster));
+    let new = structure
+        .blocks
+        .iter()
+        .map(|(&index, &cluster)| (index, cluster));
+    for (index, cluster) in old.chain(new) {
+        let start = usize::try_from(index * 8).unwrap_or(usize::MAX);
+        let entry = content.get_mut(start..start.saturating_add(8));
+        if let Some(entry) = entry {
+            entry.copy_from_slice(&geometry.offset_of(cluster).0.to_be_bytes());
+        }
+    }
+    content
+}
+
+/// The differences of a range of clusters, out of all in order.
+fn differences_in<'a>(differences: &'a [Difference], range: &Range<u64>) -> &'a [Difference] {
+    let start = differences.partition_point(|difference| difference.cluster.0 < range.start);
+    let end = differences.partition_point(|difference| difference.cluster.0 < range.end);
+    differences.get(start..end).unwrap_or(&[])
 }

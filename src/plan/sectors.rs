@@ -9,6 +9,7 @@ use std::io;
 use super::draft::{Fresh, FreshCopy};
 use super::{CopyEdit, Edit, Stage, StageKind};
 use crate::finding::Code;
+use crate::qcow2::{count_field, put_bits};
 use crate::storage::Storage;
 
 /// Bytes in a sector.
@@ -66,29 +67,14 @@ impl Patch {
         index: u64,
         count: u64,
     ) -> Self {
-        if order >= 3 {
-            let bytes = 1_usize << (order - 3);
-            return Self {
-                stage,
-                because,
-                offset: block_offset + (index << (order - 3)),
-                bytes,
-                mask: u64::MAX >> (64 - 8 * bytes),
-                value: count,
-            };
-        }
-        // Counts narrower than a byte lie with the lowest index in the lowest bits.
-        let per_byte_bits = 3 - order;
-        let slot = index & ((1 << per_byte_bits) - 1);
-        let shift = slot << order;
-        let ones = (1_u64 << (1 << order)) - 1;
+        let field = count_field(order, index);
         Self {
             stage,
             because,
-            offset: block_offset + (index >> per_byte_bits),
-            bytes: 1,
-            mask: ones << shift,
-            value: count << shift,
+            offset: block_offset + field.byte_offset,
+            bytes: field.bytes,
+            mask: field.mask,
+            value: count << field.shift,
         }
     }
 
@@ -113,13 +99,7 @@ impl Patch {
         let Some(bytes) = sector.get_mut(start..start + self.bytes) else {
             return;
         };
-        let old = bytes
-            .iter()
-            .fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
-        let new = (old & !self.mask) | (self.value & self.mask);
-        for (position, byte) in bytes.iter_mut().rev().enumerate() {
-            *byte = u8::try_from((new >> (8 * position)) & 0xff).unwrap_or(0);
-        }
+        put_bits(bytes, self.mask, self.value);
     }
 }
 
@@ -230,40 +210,8 @@ impl Stage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qcow2::refcount_at;
 
     const BECAUSE: Code = Code::RefcountZero;
-
-    #[test]
-    fn every_width_changes_one_count_and_no_other() {
-        for order in 0..=6 {
-            let entries = (SECTOR * 8) >> order;
-            for index in [0, 1, entries / 2, entries - 1] {
-                let mut sector: Vec<u8> = (0..=255).cycle().take(SECTOR).collect();
-                let before: Vec<u64> = (0..entries)
-                    .map(|i| refcount_at(&sector, order, i))
-                    .collect();
-                let count = u64::from(before[index] != 1);
-                let patch = Patch::refcount(
-                    StageKind::RaiseRefcounts,
-                    BECAUSE,
-                    0,
-                    order,
-                    index as u64,
-                    count,
-                );
-                patch.apply(&mut sector);
-                for (i, &old) in before.iter().enumerate() {
-                    let wanted = if i == index { count } else { old };
-                    assert_eq!(
-                        refcount_at(&sector, order, i),
-                        wanted,
-                        "order {order}, {i} of {index}"
-                    );
-                }
-            }
-        }
-    }
 
     #[test]
     fn stages_of_one_sector_build_on_each_other() {

@@ -2,34 +2,174 @@
 //!
 //! Comes in: an examination. Goes out: clusters, each with the count it is to have. Never here: a cluster that anything
 //! refers to or counts, or that a pointer past the end of the file would suddenly reach.
+//!
+//! A file grows: what looks free inside it may be the only copy of something lost. Where it must not grow, because
+//! entries point past its end, and on a block device, which cannot, clusters inside are taken that are neither referred
+//! to nor counted and hold nothing but zeros; on a device, those behind the image's end come first, whatever is in them.
+
+use std::io;
+use std::iter::Peekable;
+use std::ops::Range;
 
 use crate::check::Examination;
-use crate::qcow2::HostCluster;
+use crate::finding::Code;
+use crate::qcow2::{Geometry, HostCluster};
 use crate::storage::Storage;
 
+/// A damaged refcount table may reach this far past the end of the file; new structures go behind it.
+const MAX_SKIPPED_BYTES: u64 = 16 << 20;
+
+/// Findings about pointers past the end of the file, which would reach whatever is appended there.
+const DANGLING: [Code; 10] = [
+    Code::L1TablePastEnd,
+    Code::L2TablePastEnd,
+    Code::L2EntryPastEnd,
+    Code::CompressedPastEnd,
+    Code::SnapshotL1PastEnd,
+    Code::SnapshotTableTruncated,
+    Code::BitmapDirectoryMalformed,
+    Code::BitmapTablePastEnd,
+    Code::BitmapDataPastEnd,
+    Code::EncryptionHeaderPastEnd,
+];
+
+type Candidates<'a> = Peekable<Box<dyn Iterator<Item = HostCluster> + 'a>>;
+
 /// Hands out clusters.
-pub(super) struct Space {
-    next: u64,
+pub(super) struct Space<'a> {
+    candidates: Candidates<'a>,
     /// Every cluster handed out, with the count it is to have.
-    pub(super) taken: Vec<(HostCluster, u64)>,
+    taken: Vec<(HostCluster, u64)>,
 }
 
-impl Space {
+impl<'a> Space<'a> {
     /// Finds out where there is room, or why there is none.
-    pub(super) fn new<S: Storage>(examination: &Examination<'_, S>) -> Result<Self, String> {
+    pub(super) fn new<S: Storage>(examination: &'a Examination<'_, S>) -> Result<Self, String> {
+        let coverage = &examination.notes.coverage;
+        if coverage.unreadable_count() > 0 || coverage.is_stopped() {
+            return Err(
+                "not every table could be read, so nobody knows which clusters are free".to_owned(),
+            );
+        }
+        let geometry = examination.walk.geometry;
+        let findings = &examination.notes.findings;
+        let may_append = !examination.is_block_device
+            && DANGLING
+                .iter()
+                .all(|&code| findings.total_of(code).count == 0);
+        let candidates: Box<dyn Iterator<Item = HostCluster> + 'a> = if may_append {
+            let first = geometry.file_clusters().max(end_of_wild_table(examination));
+            // The widest offset the format has ends the search.
+            let last = (1_u64 << 56) >> geometry.cluster_bits();
+            Box::new((first..last).map(HostCluster))
+        } else {
+            let behind = behind_the_image(examination);
+            let elsewhere = behind.clone();
+            let blank = examination
+                .unused_clusters(HostCluster(1))
+                .filter(move |cluster| !elsewhere.contains(&cluster.0))
+                .filter(|&cluster| is_blank(examination, cluster).unwrap_or(false));
+            Box::new(behind.map(HostCluster).chain(blank))
+        };
         Ok(Self {
-            next: examination.walk.geometry.file_clusters(),
+            candidates: candidates.peekable(),
             taken: Vec::new(),
         })
     }
 
     /// The first of `clusters` neighbouring clusters that each get a refcount of `count`; `None` where there is no room.
     pub(super) fn take(&mut self, clusters: u64, count: u64) -> Option<HostCluster> {
-        let first = HostCluster(self.next);
-        self.next += clusters;
-        let range = first.0..self.next;
-        self.taken
-            .extend(range.map(|cluster| (HostCluster(cluster), count)));
+        let mut first = self.candidates.next()?;
+        let mut end = first.0 + 1;
+        while end - first.0 < clusters {
+            let next = self.candidates.next()?;
+            if next.0 != end {
+                first = next;
+            }
+            end = next.0 + 1;
+        }
+        let range = (first.0..end).map(HostCluster);
+        self.taken.extend(range.map(|cluster| (cluster, count)));
         Some(first)
     }
+
+    /// Every cluster handed out, with the count it is to have.
+    pub(super) fn taken(&self) -> &[(HostCluster, u64)] {
+        &self.taken
+    }
+
+    /// Takes clusters back that were handed out and will not be used.
+    pub(super) fn forget(&mut self, range: Range<u64>) {
+        self.taken
+            .retain(|(cluster, _)| !range.contains(&cluster.0));
+    }
+}
+
+/// Why nothing could be taken.
+pub(super) fn no_room<S: Storage>(examination: &Examination<'_, S>) -> String {
+    let cluster_bytes = examination.walk.geometry.cluster_bytes();
+    let why = if examination.is_block_device {
+        "the device cannot grow; make it larger, or copy the image to a larger one"
+    } else {
+        "the file must not grow while entries point past its end; see --accept-loss for those"
+    };
+    format!("no free clusters of {cluster_bytes} bytes were found for what is to be added: {why}")
+}
+
+/// A refcount table that ends past the end of the file reads whatever is appended there as its own.
+fn end_of_wild_table<S: Storage>(examination: &Examination<'_, S>) -> u64 {
+    let geometry = examination.walk.geometry;
+    let header = examination.walk.image.header();
+    let start = header.refcount_table_offset;
+    let bytes = u64::from(header.refcount_table_clusters).saturating_mul(geometry.cluster_bytes());
+    let end = start.saturating_add(bytes);
+    let reach = geometry.file_bytes().saturating_add(MAX_SKIPPED_BYTES);
+    if end > geometry.file_bytes() && end < reach {
+        geometry.clusters_for(end)
+    } else {
+        0
+    }
+}
+
+/// Clusters of a device behind everything that is used; of a file there are none.
+fn behind_the_image<S: Storage>(examination: &Examination<'_, S>) -> Range<u64> {
+    let geometry = examination.walk.geometry;
+    let whole_clusters = geometry.file_bytes() >> geometry.cluster_bits();
+    let end = examination
+        .image_end()
+        .filter(|_| examination.is_block_device);
+    end.map_or(0..0, |end| end.0..whole_clusters.max(end.0))
+}
+
+/// Whether a whole cluster of the file holds nothing but zeros.
+fn is_blank<S: Storage>(
+    examination: &Examination<'_, S>,
+    cluster: HostCluster,
+) -> io::Result<bool> {
+    let geometry = examination.walk.geometry;
+    let start = geometry.offset_of(cluster).0;
+    if start.saturating_add(geometry.cluster_bytes()) > geometry.file_bytes() {
+        return Ok(false);
+    }
+    Ok(!holds_data(
+        examination.walk.image.storage(),
+        geometry,
+        cluster,
+    )?)
+}
+
+/// Whether a cluster holds anything but zeros.
+pub(super) fn holds_data(
+    storage: &impl Storage,
+    geometry: Geometry,
+    cluster: HostCluster,
+) -> io::Result<bool> {
+    let start = geometry.offset_of(cluster).0;
+    let data = storage.next_data(start)?;
+    if data.is_none_or(|data| data >= start + geometry.cluster_bytes()) {
+        return Ok(false);
+    }
+    let mut bytes = vec![0; usize::try_from(geometry.cluster_bytes()).unwrap_or(0)];
+    storage.read_at(start, &mut bytes)?;
+    Ok(bytes.iter().any(|&byte| byte != 0))
 }

@@ -52,6 +52,60 @@ pub fn refcount_at(block: &[u8], order: u32, index: usize) -> u64 {
         })
 }
 
+/// Where a count lies in its block: bits of one big-endian number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountField {
+    /// Where the number starts, in bytes from the start of the block; a multiple of `bytes`.
+    pub byte_offset: u64,
+    /// Bytes of the number: 1, 2, 4 or 8.
+    pub bytes: usize,
+    /// The bits of it that are the count.
+    pub mask: u64,
+    /// The lowest of them.
+    pub shift: u32,
+}
+
+/// Where the count at `index` lies in a block with counts of `1 << order` bits.
+pub fn count_field(order: u32, index: u64) -> CountField {
+    if order < 3 {
+        let per_byte_bits = 3 - order;
+        let slot = u32::try_from(index & ((1 << per_byte_bits) - 1)).unwrap_or(0);
+        let shift = slot << order;
+        return CountField {
+            byte_offset: index >> per_byte_bits,
+            bytes: 1,
+            mask: (u64::MAX >> (64 - (1_u32 << order))) << shift,
+            shift,
+        };
+    }
+    CountField {
+        byte_offset: index << (order - 3),
+        bytes: 1 << (order - 3),
+        mask: u64::MAX >> (64 - (1_u32 << order.min(6))),
+        shift: 0,
+    }
+}
+
+/// Sets the count at `index` of a block; past its end nothing happens.
+pub fn set_refcount_at(block: &mut [u8], order: u32, index: usize, count: u64) {
+    let field = count_field(order, index as u64);
+    let start = usize::try_from(field.byte_offset).unwrap_or(usize::MAX);
+    if let Some(bytes) = block.get_mut(start..start.saturating_add(field.bytes)) {
+        put_bits(bytes, field.mask, count << field.shift);
+    }
+}
+
+/// Changes the bits of `mask` in a big-endian number of at most eight bytes.
+pub fn put_bits(bytes: &mut [u8], mask: u64, value: u64) {
+    let old = bytes
+        .iter()
+        .fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
+    let new = (old & !mask) | (value & mask);
+    for (position, byte) in bytes.iter_mut().rev().enumerate() {
+        *byte = u8::try_from((new >> (8 * position)) & 0xff).unwrap_or(0);
+    }
+}
+
 /// Calls `each(index, count)` for every count of a block that is not zero.
 ///
 /// Zero words are stepped over eight bytes at a time: most of a sparse image's counts are zero.
@@ -115,6 +169,25 @@ mod tests {
         assert_eq!(refcount_at(&block, 5, 1), 0x0506_0708);
         assert_eq!(refcount_at(&block, 6, 0), 0x0102_0304_0506_0708);
         assert_eq!(refcount_at(&block, 6, 1), 0);
+    }
+
+    #[test]
+    fn every_width_sets_one_count_and_no_other() {
+        for order in 0..=6 {
+            let entries = (64 * 8) >> order;
+            for index in [0, 1, entries / 2, entries - 1] {
+                let mut block: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(37)).collect();
+                let mut wanted: Vec<u64> = (0..entries)
+                    .map(|i| refcount_at(&block, order, i))
+                    .collect();
+                wanted[index] ^= 1;
+                set_refcount_at(&mut block, order, index, wanted[index]);
+                let found: Vec<u64> = (0..entries)
+                    .map(|i| refcount_at(&block, order, i))
+                    .collect();
+                assert_eq!(found, wanted, "order {order}, index {index}");
+            }
+        }
     }
 
     #[test]
