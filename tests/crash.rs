@@ -201,7 +201,7 @@ impl Hazards {
             let clusters = hosts.flat_map(ClusterRange::clusters);
             clusters.map(|cluster| cluster.0).collect()
         };
-        Self {
+        let mut hazards = Self {
             uncounted: clusters(&[Code::RefcountZero]),
             undercounted: clusters(&[Code::RefcountZero, Code::RefcountTooLow]),
             written_through: clusters(&[
@@ -212,7 +212,20 @@ impl Hazards {
                 Code::MetadataOverlap,
             ]),
             is_marked: check.header.is_dirty() || check.header.is_corrupt(),
+        };
+        // The part of a refcount table past the end of the file is in use without a count, whether or not the file
+        // reaches that far.
+        let cluster_bytes = 1 << check.header.cluster_bits;
+        let table = check.header.refcount_table_offset;
+        let table_bytes = u64::from(check.header.refcount_table_clusters) * cluster_bytes;
+        let in_file = (bytes.len() as u64).next_multiple_of(cluster_bytes);
+        let past_end = (table + table_bytes.min(8 << 20)).min(in_file + (16 << 20));
+        for cluster in in_file.max(table) / cluster_bytes..past_end / cluster_bytes {
+            hazards.uncounted.insert(cluster);
+            hazards.undercounted.insert(cluster);
+            hazards.written_through.insert(cluster);
         }
+        hazards
     }
 
     fn is_no_worse_than(&self, before: &Self) -> bool {

@@ -245,15 +245,25 @@ fn build<S: Storage>(
     };
     let taken: BTreeMap<HostCluster, u64> = space.taken().iter().copied().collect();
     count_in_old_blocks(examination, &structure, &taken, because, changes);
+    let old_table = table_claim(examination);
+    let mut released: BTreeMap<HostCluster, u64> = BTreeMap::new();
+    if structure.table.is_some() {
+        let replaced = examination.survey.refcount_blocks.iter();
+        let replaced = replaced.filter(|block| structure.blocks.contains_key(&block.index));
+        let replaced = replaced.map(|block| block.cluster);
+        let table = old_table.iter().flat_map(|claim| claim.clusters());
+        for cluster in table.chain(replaced) {
+            *released.entry(cluster).or_default() += 1;
+        }
+    }
     for (&index, &cluster) in &structure.blocks {
-        let bytes = block_content(examination, damage, index, &taken)?;
+        let bytes = block_content(examination, damage, index, &taken, &released)?;
         changes.fresh.push(Fresh {
             cluster,
             bytes,
             because,
         });
     }
-    let old_table = table_claim(examination);
     let Some(table) = structure.table else {
         let table_offset = old_table.map_or(0, |claim| geometry.offset_of(claim.start).0);
         for index in &damage.stray {
@@ -275,12 +285,8 @@ fn build<S: Storage>(
         Patch::word(switch, because, TABLE_OFFSET_FIELD, offset),
         Patch::half_word(switch, because, TABLE_CLUSTERS_FIELD, clusters),
     ]);
-    changes.released.extend(old_table);
-    let replaced = examination.survey.refcount_blocks.iter();
-    let replaced = replaced.filter(|block| structure.blocks.contains_key(&block.index));
-    changes
-        .released
-        .extend(replaced.map(|block| ClusterRange::one(block.cluster)));
+    let released = released.into_keys().map(ClusterRange::one);
+    changes.released.extend(released);
     Ok(Ok(()))
 }
 
@@ -376,6 +382,7 @@ fn block_content<S: Storage>(
     damage: &Damage,
     index: u64,
     taken: &BTreeMap<HostCluster, u64>,
+    released: &BTreeMap<HostCluster, u64>,
 ) -> io::Result<Vec<u8>> {
     let geometry = examination.walk.geometry;
     let per_block = geometry.refcount_block_entries();
@@ -396,8 +403,13 @@ fn block_content<S: Storage>(
     };
     for difference in differences_in(&damage.differences, &range) {
         let is_in_file = difference.cluster.0 < geometry.file_clusters();
-        let count = difference.expected * u64::from(is_in_file);
-        set(&mut bytes, difference.cluster, count);
+        let dropped = released.get(&difference.cluster).copied().unwrap_or(0);
+        let expected = difference.expected.saturating_sub(dropped);
+        set(
+            &mut bytes,
+            difference.cluster,
+            expected * u64::from(is_in_file),
+        );
     }
     protect(examination, range.clone(), &mut bytes)?;
     for (&cluster, &count) in taken.range(HostCluster(range.start)..HostCluster(range.end)) {

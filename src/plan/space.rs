@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::check::Examination;
 use crate::finding::Code;
-use crate::qcow2::{Geometry, HostCluster};
+use crate::qcow2::{Geometry, HostCluster, MAX_REFCOUNT_TABLE_BYTES};
 use crate::storage::Storage;
 
 /// A damaged refcount table may reach this far past the end of the file; new structures go behind it.
@@ -122,7 +122,8 @@ fn end_of_wild_table<S: Storage>(examination: &Examination<'_, S>) -> u64 {
     let header = examination.walk.image.header();
     let start = header.refcount_table_offset;
     let bytes = u64::from(header.refcount_table_clusters).saturating_mul(geometry.cluster_bytes());
-    let end = start.saturating_add(bytes);
+    // No program reads more of it.
+    let end = start.saturating_add(bytes.min(MAX_REFCOUNT_TABLE_BYTES));
     let reach = geometry.file_bytes().saturating_add(MAX_SKIPPED_BYTES);
     if end > geometry.file_bytes() && end < reach {
         geometry.clusters_for(end)
