@@ -13,7 +13,9 @@ use std::ops::Range;
 
 use crate::check::Examination;
 use crate::finding::Code;
-use crate::qcow2::{Geometry, HostCluster, MAX_REFCOUNT_TABLE_BYTES};
+use crate::qcow2::{
+    Geometry, HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, words,
+};
 use crate::storage::Storage;
 
 /// A damaged refcount table may reach this far past the end of the file; new structures go behind it.
@@ -58,7 +60,9 @@ impl<'a> Space<'a> {
                 .iter()
                 .all(|&code| findings.total_of(code).count == 0);
         let candidates: Box<dyn Iterator<Item = HostCluster> + 'a> = if may_append {
-            let first = geometry.file_clusters().max(end_of_wild_table(examination));
+            let wild = end_of_wild_refcounts(examination)
+                .map_err(|error| format!("the refcount table could not be read: {error}"))?;
+            let first = geometry.file_clusters().max(wild);
             // The widest offset the format has ends the search.
             let last = (1_u64 << 56) >> geometry.cluster_bits();
             Box::new((first..last).map(HostCluster))
@@ -116,8 +120,9 @@ pub(super) fn no_room<S: Storage>(examination: &Examination<'_, S>) -> String {
     format!("no free clusters of {cluster_bytes} bytes were found for what is to be added: {why}")
 }
 
-/// A refcount table that ends past the end of the file reads whatever is appended there as its own.
-fn end_of_wild_table<S: Storage>(examination: &Examination<'_, S>) -> u64 {
+/// The end of what a damaged refcount table names a little past the end of the file: that would read whatever is appended
+/// there as refcounts.
+fn end_of_wild_refcounts<S: Storage>(examination: &Examination<'_, S>) -> io::Result<u64> {
     let geometry = examination.walk.geometry;
     let header = examination.walk.image.header();
     let start = header.refcount_table_offset;
@@ -125,11 +130,22 @@ fn end_of_wild_table<S: Storage>(examination: &Examination<'_, S>) -> u64 {
     // No program reads more of it.
     let end = start.saturating_add(bytes.min(MAX_REFCOUNT_TABLE_BYTES));
     let reach = geometry.file_bytes().saturating_add(MAX_SKIPPED_BYTES);
-    if end > geometry.file_bytes() && end < reach {
-        geometry.clusters_for(end)
-    } else {
-        0
+    let is_near = |end: &u64| *end > geometry.file_bytes() && *end < reach;
+    let mut ends = vec![end];
+    let findings = &examination.notes.findings;
+    if findings.total_of(Code::RefcountBlockPastEnd).count > 0 {
+        let in_file = geometry.file_bytes().saturating_sub(start).min(end - start);
+        let mut table = vec![0; usize::try_from(in_file).unwrap_or(0)];
+        let image = examination.walk.image;
+        image.read_into(HostOffset(start), &mut table)?;
+        let blocks = words(&table).filter_map(|word| {
+            let offset = RefcountTableEntry(word).refcount_block_offset()?;
+            Some(offset.0.saturating_add(geometry.cluster_bytes()))
+        });
+        ends.extend(blocks.filter(is_near));
     }
+    let last = ends.into_iter().filter(is_near).max();
+    Ok(last.map_or(0, |end| geometry.clusters_for(end)))
 }
 
 /// Clusters of a device behind everything that is used; of a file there are none.
