@@ -285,7 +285,7 @@ fn run<S: Storage>(
     notes: &DraftNotes,
 ) -> io::Result<Changes> {
     Ok(match pass {
-        Pass::Entries => entries::correct(examination, wishes)?,
+        Pass::Entries => entries::correct(examination, wishes),
         Pass::Refcounts => refcounts::rebuild(examination)?,
         Pass::Raise => adjust::raise(examination),
         Pass::Snapshots => snapshots::correct(examination, wishes)?,
