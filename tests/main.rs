@@ -9,6 +9,7 @@
 //! | `storage` | more than 2^31 clusters; each L2 table is read once |
 //! | `json` | every key of the JSON is documented |
 //! | `plan` | what a repair would do to every image of the corpus |
+//! | `repair` | repairs keep what a guest sees, and undo gives back every byte: in memory, killed, with failing disks |
 //! | `crash` | no power cut makes an image worse, and undo comes back from every state |
 //! | `oracle` | agreement with `qemu-img check` to the digit, over images made by the real tools |
 //! | `cli` | exit codes, JSON, locks, signals, hostile names, files that are no images |
