@@ -5,11 +5,13 @@
 //! | `guest` | the reader that says what a guest sees |
 //! | `content` | what was well defined before a repair is the same afterwards, in the active disk and every snapshot |
 //! | `refcounts` | damaged and lost refcount blocks and tables |
+//! | `entries` | words of L1, L2 and refcount table entries are put right in place, or left with a reason |
 //!
 //! Comes in: bytes of an image. Goes out: [`Repaired`], after everything that holds of every repair was held against it.
 //! Never here: what one kind of repair does in particular; that is the business of the modules.
 
 mod content;
+mod entries;
 mod guest;
 pub(crate) mod refcounts;
 

@@ -4,8 +4,8 @@
 //! a refcount, a write into a table that something else uses too, a lost reference nobody agreed to.
 //!
 //! Each patch stands by itself, so any subset of them may reach the disk: an entry refers to what it referred to before,
-//! or to nothing. What it no longer refers to can only look leaked. The one exception, compressed data that nothing could
-//! read, is referred to again only where the stored counts have a reference to spare for it.
+//! or to nothing. What it no longer refers to can only look leaked. The one exception, compressed data beside a bitmap that
+//! kept it from being counted, is counted again only where the stored counts have a reference to spare for it.
 //!
 //! A bit that means nothing can be cleared without a reader seeing it. But whatever flipped it may have flipped a bit of
 //! the offset too, and then the cluster that was meant looks leaked. So it is cleared where no cluster of the file is

@@ -409,7 +409,7 @@ impl Entry<'_> {
         is_ordinary && offset.0 != 0 && self.geometry.admit(offset).is_ok()
     }
 
-    /// A compressed entry with a subcluster bitmap: nothing reads it as it is, and its clusters are in nobody's name.
+    /// A compressed entry with a subcluster bitmap: QEMU reads the data all the same, but does not count its clusters.
     fn claim(&mut self, clusters: ClusterRange) {
         let code = Code::CompressedWithSubclusters;
         if self.may_be_standard() && !self.grounds.accepts(code) {

@@ -86,7 +86,8 @@ impl Obstacle {
                 "without the entry, old data of the backing file would show where newer data was"
             }
             Self::Version2 => {
-                "QEMU refuses to read them; whether the data or zeros are meant, nothing in the image says"
+                "QEMU refuses to read them, and nothing in the image says whether zeros are meant or data: for zeros, \
+                 `qemu-img amend -o compat=1.1` makes it an image that may have the flag"
             }
             Self::DataFile => "nothing says which of the two files holds compressed data",
         };
