@@ -347,7 +347,7 @@ ZeroFlagInV2 "zero-flag-in-v2" Corruption Unsafe
 SubclusterAllocatedAndZero "subcluster-allocated-and-zero" Corruption Unsafe
     "subclusters are marked both allocated and zero"
     "The two exclude each other; QEMU marks the image corrupt when it reads them."
-    "Decide whether the data or the zeros are meant; the data is in the host cluster either way."
+    "A repair keeps the data and clears the zero marks: nothing is destroyed, but where zeros were meant the guest then sees what lay in the host cluster. If in doubt, have the guest write these ranges anew."
 SubclusterWithoutCluster "subcluster-without-cluster" Corruption Unsafe
     "subclusters are marked allocated where there is no host cluster"
     "QEMU marks the image corrupt when it reads them. The host cluster's offset was lost, or the bitmap is damaged."
@@ -366,7 +366,7 @@ CompressedPastEnd "compressed-past-end" Corruption Unsafe
     "Restore the file's tail, or the entry."
 CompressedWithSubclusters "compressed-with-subclusters" Corruption Unsafe
     "compressed clusters have a subcluster bitmap"
-    "The bitmap is reserved there. QEMU marks the image corrupt when it reads them."
+    "The bitmap is reserved there. QEMU reads the data all the same, but its check does not count the clusters: they look leaked, `qemu-img check -r` frees them, and the next write destroys the data."
     "Clear the bitmap if the compressed data is good."
 CompressedWithDataFile "compressed-with-data-file" Corruption Unsafe
     "compressed clusters in an image with an external data file"
