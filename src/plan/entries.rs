@@ -10,6 +10,9 @@
 //! A bit that means nothing can be cleared without a reader seeing it. But whatever flipped it may have flipped a bit of
 //! the offset too, and then the cluster that was meant looks leaked. So it is cleared where no cluster of the file is
 //! counted more often than it is used; otherwise the finding stays, and with it everything that looks leaked.
+//!
+//! A damaged pointer makes a table of what may be the only copy of something else. So nothing is written into what does not
+//! look like a table, or where nothing says that it is one.
 
 mod l2;
 mod outcome;
@@ -48,6 +51,9 @@ const L2_CODES: &[Code] = &[
     Code::CompressedWithDataFile,
     Code::CopiedFlagInactive,
 ];
+
+/// Words that can be no entries which a table must have before it is taken for something else.
+const GARBAGE_ENTRIES: u64 = 8;
 
 /// Codes that say that some stored counts are not those the image once had.
 const HIDING_CODES: [Code; 7] = [

@@ -611,3 +611,70 @@ fn mode_leaks_corrects_no_entry() {
         assert!(plan.expect("an image").is_empty(), "{shape:?}");
     });
 }
+
+#[test]
+fn table_of_which_the_file_has_lost_all_data_can_be_given_up() {
+    let forge = Forge::new().cluster_bits(12).size(1024 << 12);
+    let mut image = forge.data(0).data(1).data(600).build();
+    for guest in 10..40 {
+        put_word(&mut image, guest, (1 << 40) + (guest << 12) | COPIED);
+    }
+    let code = Code::L2EntryPastEnd;
+    assert_left_unless_accepted(&image, code);
+    image.bytes = repaired(&image.bytes, &accepting(&[code])).bytes;
+    assert_eq!(word(&image, 20), 1);
+}
+
+/// A pointer damaged so that it leads to a lost cluster, with few words in it.
+#[test]
+fn what_may_be_data_is_not_mended_as_if_it_were_a_table() {
+    let forge = || Forge::new().cluster_bits(12).size(1024 << 12);
+    let mut image = forge().data(0).data(600).build();
+    let lost = image.allocate(1) << 12;
+    image.put_u64(lost + 80, 0x1_0201);
+    image.put_u64(image.l1_entry(Tree::Active, 1), lost | COPIED);
+    let code = Code::L2EntryUnaligned;
+    assert_left(&image, &accepting(&[code]), code, "nothing else");
+    assert_eq!(image.u64_at(lost + 80), 0x1_0201);
+
+    let mut image = forge().data(0).build();
+    let lost = image.allocate(1) << 12;
+    image.put_u64(lost + 80, 0x30);
+    image.put_u64(image.field("refcount_table_offset"), lost);
+    let plan = planned(&image.bytes, &all()).expect("an image");
+    let reason = reason(&plan, Code::RefcountTableEntryReservedBits);
+    assert!(reason.contains("nothing else"), "{reason}");
+
+    let mut image = forge().data(0).build();
+    let l1_size = image.l1_size(Tree::Active);
+    image.put_u32(image.field("l1_size"), l1_size + 8);
+    let behind = image.l1_table(Tree::Active) + u64::from(l1_size) * 8;
+    image.put_u64(behind, 0x30);
+    assert_left(
+        &image,
+        &all(),
+        Code::L1EntryReservedBits,
+        "behind the table",
+    );
+
+    let mut image = forge().data(0).data(600).build();
+    for entry in 10..20 {
+        image.put_u64(image.refcount_table_entry(entry), 1 << 40 | 0x31);
+    }
+    let plan = planned(&image.bytes, &all()).expect("an image");
+    let reason = self::reason(&plan, Code::RefcountTableEntryReservedBits);
+    assert!(reason.contains("as a whole"), "{reason}");
+}
+
+#[test]
+fn l1_table_full_of_garbage_is_not_mended_entry_by_entry() {
+    let forge = Forge::new().cluster_bits(9).size(64 * 64 << 9);
+    let mut image = forge.data(0).data(600).build();
+    for entry in 20..40 {
+        image.put_u64(image.l1_entry(Tree::Active, entry), 0x30 | COPIED);
+    }
+    let codes = [Code::L1EntryReservedBits, Code::L1EntryWithoutOffset];
+    for code in codes {
+        assert_left(&image, &accepting(&codes), code, "as a whole");
+    }
+}

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::outcome::{Obstacle, Outcome};
-use super::{Grounds, L2_CODES};
+use super::{GARBAGE_ENTRIES, Grounds, L2_CODES};
 use crate::check::Examination;
 use crate::coverage::Gap;
 use crate::finding::Code;
@@ -17,7 +17,7 @@ use crate::qcow2::{
 };
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::Rules;
+use crate::walk::l2_table::{Rules, Target};
 use crate::walk::{L2Item, Notes};
 
 /// Bit 0 alone: zeros, without a host cluster.
@@ -103,18 +103,30 @@ struct Visitor<'a, S> {
 impl<S: Storage> GroupVisitor<L2Item> for Visitor<'_, S> {
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         let mut notes = Notes::default();
-        self.rules.walk_table(item, bytes, Some(&mut notes), |_| {});
+        let mut sound = 0_u64;
+        self.rules
+            .walk_table(item, bytes, Some(&mut notes), |mapped| {
+                sound += u64::from(is_sound(mapped.target));
+            });
         let findings = notes.findings;
-        let is_found = |code: &Code| findings.total_of(*code).count > 0;
-        if !L2_CODES.iter().any(is_found) {
+        let count = |code: Code| findings.total_of(code).count;
+        if L2_CODES.iter().all(|&code| count(code) == 0) {
             return;
         }
-        if self.examination.has_conflict(item.cluster) {
-            let obstacle = Obstacle::Table;
-            return self.outcome.leave_all(&findings, L2_CODES, obstacle);
-        }
-        if is_found(&Code::L2TableImplausible) {
-            let obstacle = Obstacle::Implausible;
+        // Entries past the end alone are what a truncation leaves of a table.
+        let garbage = count(Code::L2EntryReservedBits).max(count(Code::L2EntryUnaligned))
+            + count(Code::CompressedCopied);
+        let has_garbage = garbage >= GARBAGE_ENTRIES.saturating_mul(item.weight());
+        let obstacle = if self.examination.has_conflict(item.cluster) {
+            Some(Obstacle::Table)
+        } else if has_garbage && count(Code::L2TableImplausible) > 0 {
+            Some(Obstacle::Implausible)
+        } else {
+            // Where nothing looks leaked, no table is missing, so this one is right.
+            let is_vouched_for = sound > 0 || self.grounds.doubt.is_none();
+            (!is_vouched_for).then_some(Obstacle::NotVouchedFor)
+        };
+        if let Some(obstacle) = obstacle {
             return self.outcome.leave_all(&findings, L2_CODES, obstacle);
         }
         let geometry = self.rules.geometry;
@@ -137,6 +149,15 @@ impl<S: Storage> GroupVisitor<L2Item> for Visitor<'_, S> {
 
     /// What is in it was not found either.
     fn miss(&mut self, _item: &L2Item, _gap: Gap) {}
+}
+
+/// Whether what an entry maps is in its file.
+fn is_sound(target: Target) -> bool {
+    match target {
+        Target::Standard { cluster, .. } => cluster.is_ok(),
+        Target::Compressed { clusters, .. } => clusters.is_ok(),
+        Target::External { .. } => true,
+    }
 }
 
 /// Calls `each` for every entry.

@@ -18,6 +18,10 @@ pub(super) enum Obstacle {
     CutOff,
     /// The table does not look like one.
     Implausible,
+    /// Nothing says that the table is one.
+    NotVouchedFor,
+    /// The table need not be so long as to have the entry.
+    BeyondDisk,
     /// Another part of the entry cannot be.
     Impossible,
     /// Some cluster is counted more often than it is used.
@@ -49,7 +53,13 @@ impl Obstacle {
             }
             Self::CutOff => "the file ends inside them",
             Self::Implausible => {
-                "the table does not look like an L2 table: restore it, or the pointer to it, as a whole"
+                "the table does not look like one: restore it, or the pointer to it, as a whole"
+            }
+            Self::NotVouchedFor => {
+                "nothing else in that part of the table says that it is one, and it may be data that a damaged pointer names"
+            }
+            Self::BeyondDisk => {
+                "the virtual disk needs no L1 table as long as that, so they may be data behind the table"
             }
             Self::Impossible => "the rest of the entry is impossible too, so it has to be restored",
             Self::LooksLeaked => {

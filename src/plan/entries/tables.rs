@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::outcome::{Obstacle, Outcome};
-use super::{Grounds, L1_CODES, REFCOUNT_TABLE_CODES};
+use super::{GARBAGE_ENTRIES, Grounds, L1_CODES, REFCOUNT_TABLE_CODES};
 use crate::check::Examination;
 use crate::finding::Code;
 use crate::plan::StageKind;
@@ -16,25 +16,40 @@ use crate::qcow2::{
 use crate::storage::Storage;
 use crate::walk::Claim;
 
-/// Clears reserved bits of refcount table entries that name a block no one else uses, or none.
+/// Clears reserved bits of refcount table entries that name a block no one else uses, or none beside one that does.
 ///
 /// A wrong block is no loss: what it should say is worked out from the references.
 pub(super) fn mend_refcount_table<S: Storage>(examination: &Examination<'_, S>) -> Outcome {
     let mut mender = Mender::new(examination.walk.geometry);
     let is_table = |claim: &&Claim| claim.place == Place::RefcountTable;
+    let names_block = |entry: RefcountTableEntry| {
+        let offset = entry.refcount_block_offset();
+        let block = offset.map(|offset| examination.walk.geometry.admit(offset));
+        block.map(|block| block.is_ok_and(|cluster| !examination.has_conflict(cluster)))
+    };
     for claim in examination.survey.claims.iter().filter(is_table) {
-        for_each_word(examination, claim, u64::MAX, |offset, word| {
-            let entry = RefcountTableEntry(word);
-            if entry.reserved_bits() == 0 {
-                return;
+        for_each_piece(examination, claim, u64::MAX, |offset, piece| {
+            let of_piece =
+                || entries_of(offset, piece).map(|(at, word)| (at, RefcountTableEntry(word)));
+            let mut has_block = false;
+            let mut strange = 0;
+            for (_, entry) in of_piece() {
+                match names_block(entry) {
+                    Some(true) => has_block = true,
+                    Some(false) => strange += 1,
+                    None => {}
+                }
             }
-            let is_alone = entry.refcount_block_offset().is_none_or(|block| {
-                let block = examination.walk.geometry.admit(block);
-                block.is_ok_and(|cluster| !examination.has_conflict(cluster))
-            });
-            let code = Code::RefcountTableEntryReservedBits;
-            let obstacle = (!is_alone).then_some(Obstacle::Impossible);
-            mender.settle(code, obstacle, offset, word & !entry.reserved_bits());
+            for (at, entry) in of_piece().filter(|(_, entry)| entry.reserved_bits() != 0) {
+                let obstacle = match names_block(entry) {
+                    _ if strange >= GARBAGE_ENTRIES => Some(Obstacle::Implausible),
+                    Some(false) => Some(Obstacle::Impossible),
+                    None if !has_block => Some(Obstacle::NotVouchedFor),
+                    Some(true) | None => None,
+                };
+                let code = Code::RefcountTableEntryReservedBits;
+                mender.settle(code, obstacle, at, entry.0 & !entry.reserved_bits());
+            }
         });
     }
     mender.finish(examination, REFCOUNT_TABLE_CODES)
@@ -50,33 +65,68 @@ pub(super) fn mend_l1_tables<S: Storage>(
         let Place::L1Table { tree } = claim.place else {
             continue;
         };
-        let entries = l1_entries(examination, tree);
-        for_each_word(examination, claim, entries, |offset, word| {
-            mender.mend_l1_entry(grounds, offset, L1Entry(word));
+        let L1Length { entries, needed } = l1_length(examination, tree);
+        let start = examination.walk.geometry.offset_of(claim.clusters.start).0;
+        let needed_end = start.saturating_add(needed.saturating_mul(8));
+        for_each_piece(examination, claim, entries, |offset, piece| {
+            let garbage = entries_of(offset, piece).filter(|&(_, word)| mender.is_garbage(word));
+            let is_implausible = garbage.count() as u64 >= GARBAGE_ENTRIES;
+            for (at, word) in entries_of(offset, piece) {
+                let stranger = if is_implausible {
+                    Some(Obstacle::Implausible)
+                } else {
+                    (at >= needed_end).then_some(Obstacle::BeyondDisk)
+                };
+                mender.mend_l1_entry(grounds, stranger, at, L1Entry(word));
+            }
         });
     }
     mender.finish(examination, L1_CODES)
 }
 
-/// Entries of a tree's L1 table, before what the file has of it.
-fn l1_entries<S: Storage>(examination: &Examination<'_, S>, tree: Tree) -> u64 {
-    match tree {
-        Tree::Active => u64::from(examination.walk.image.header().l1_size),
+/// How long an L1 table is said to be, and how long it has to be.
+struct L1Length {
+    entries: u64,
+    needed: u64,
+}
+
+fn l1_length<S: Storage>(examination: &Examination<'_, S>, tree: Tree) -> L1Length {
+    let geometry = examination.walk.geometry;
+    let header = examination.walk.image.header();
+    let of_disk = |bytes| geometry.l1_entries_needed(bytes);
+    let snapshot = match tree {
+        Tree::Active => None,
         Tree::Snapshot(index) => {
             let index = usize::try_from(index).unwrap_or(usize::MAX);
-            let snapshot = examination.survey.snapshots.get(index);
-            snapshot.map_or(0, |entry| u64::from(entry.fixed.l1_size))
+            examination.survey.snapshots.get(index)
         }
+    };
+    match snapshot {
+        None => L1Length {
+            entries: u64::from(header.l1_size),
+            needed: of_disk(header.size),
+        },
+        Some(entry) => L1Length {
+            entries: u64::from(entry.fixed.l1_size),
+            needed: of_disk(entry.disk_bytes.unwrap_or(header.size))
+                .saturating_add(of_disk(entry.vm_state_bytes)),
+        },
     }
 }
 
-/// Calls `each` with offset and content of every word of a claimed table that is not zero, but for clusters that have
-/// other users and those that cannot be read. No cluster has two claims and no conflict, so none is read twice.
-fn for_each_word<S: Storage>(
+/// The words of a piece of a table that are not zero, with their offsets.
+fn entries_of(offset: u64, piece: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let entries = (offset..).step_by(8).zip(words(piece));
+    entries.filter(|&(_, word)| word != 0)
+}
+
+/// Calls `each` with offset and content of every cluster of a claimed table, but for those that have other users and those
+/// that cannot be read. No cluster has two claims and no conflict, so none is read twice.
+fn for_each_piece<S: Storage>(
     examination: &Examination<'_, S>,
     claim: &Claim,
     entries: u64,
-    mut each: impl FnMut(u64, u64),
+    mut each: impl FnMut(u64, &[u8]),
 ) {
     let walk = examination.walk;
     let start = walk.geometry.offset_of(claim.clusters.start).0;
@@ -97,11 +147,7 @@ fn for_each_word<S: Storage>(
         {
             continue;
         }
-        for (offset, word) in (offset..).step_by(8).zip(words(piece)) {
-            if word != 0 {
-                each(offset, word);
-            }
-        }
+        each(offset, piece);
     }
 }
 
@@ -135,7 +181,20 @@ impl Mender {
         }
     }
 
-    fn mend_l1_entry(&mut self, grounds: &Grounds<'_>, offset: u64, entry: L1Entry) {
+    /// Whether a word can hardly be an L1 entry. A table past the end is what a truncation leaves.
+    fn is_garbage(&self, word: u64) -> bool {
+        let offset = L1Entry(word).l2_table_offset();
+        let is_unaligned = offset.is_some_and(|offset| !self.geometry.is_aligned(offset));
+        is_unaligned || L1Entry(word).reserved_bits() != 0
+    }
+
+    fn mend_l1_entry(
+        &mut self,
+        grounds: &Grounds<'_>,
+        stranger: Option<Obstacle>,
+        offset: u64,
+        entry: L1Entry,
+    ) {
         let refusal = entry
             .l2_table_offset()
             .map(|table| self.geometry.admit(table));
@@ -149,14 +208,16 @@ impl Mender {
         let has_reserved_bits = entry.reserved_bits() != 0;
         let Some(broken) = broken else {
             if has_reserved_bits {
-                let obstacle = grounds.doubt_unless_accepted(code);
+                let obstacle = stranger.or_else(|| grounds.doubt_unless_accepted(code));
                 self.settle(code, obstacle, offset, entry.0 & !entry.reserved_bits());
             }
             return;
         };
         // An entry without offset reads as unallocated as it is.
         let shows_backing = grounds.has_backing_file && broken != Code::L1EntryWithoutOffset;
-        let obstacle = if !grounds.accepts(broken) {
+        let obstacle = if stranger.is_some() {
+            stranger
+        } else if !grounds.accepts(broken) {
             Some(Obstacle::Loss)
         } else if shows_backing {
             Some(Obstacle::BackingFile)
@@ -165,7 +226,7 @@ impl Mender {
         };
         self.settle(broken, obstacle, offset, 0);
         if has_reserved_bits {
-            let obstacle = obstacle.map(|_| Obstacle::Impossible);
+            let obstacle = obstacle.map(|_| stranger.unwrap_or(Obstacle::Impossible));
             self.settle(code, obstacle, offset, 0);
         }
     }
