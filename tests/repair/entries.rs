@@ -617,7 +617,7 @@ fn table_of_which_the_file_has_lost_all_data_can_be_given_up() {
     let forge = Forge::new().cluster_bits(12).size(1024 << 12);
     let mut image = forge.data(0).data(1).data(600).build();
     for guest in 10..40 {
-        put_word(&mut image, guest, (1 << 40) + (guest << 12) | COPIED);
+        put_word(&mut image, guest, COPIED | 1 << 40 | guest << 12);
     }
     let code = Code::L2EntryPastEnd;
     assert_left_unless_accepted(&image, code);
@@ -668,7 +668,7 @@ fn what_may_be_data_is_not_mended_as_if_it_were_a_table() {
 
 #[test]
 fn l1_table_full_of_garbage_is_not_mended_entry_by_entry() {
-    let forge = Forge::new().cluster_bits(9).size(64 * 64 << 9);
+    let forge = Forge::new().cluster_bits(9).size(4096 << 9);
     let mut image = forge.data(0).data(600).build();
     for entry in 20..40 {
         image.put_u64(image.l1_entry(Tree::Active, entry), 0x30 | COPIED);
