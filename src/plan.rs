@@ -228,6 +228,7 @@ impl Mode {
                 Pass::Bitmaps,
                 Pass::Overlaps,
                 Pass::Overlaps,
+                Pass::Entries,
                 Pass::Raise,
                 Pass::Lower,
             ],
@@ -270,7 +271,7 @@ pub fn plan<S: Storage>(
         drop(image);
         draft.withhold(withheld);
         if let Some((stages, changes)) = done {
-            draft.push(stages, &changes);
+            draft.push(stages, &changes, wishes);
         }
     }
     let before = before.unwrap_or_else(|| check(image, options, progress));

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use qfsck::{Image, Mode, Options, Plan, Progress, RepairOptions, Severity, Stage, StageKind};
+use qfsck::{
+    Code, Image, Mode, Options, Plan, Progress, RepairOptions, Severity, Stage, StageKind, Verdict,
+};
 
 use crate::corpus::cases;
 use crate::support::image_forge::{Forge, Tree};
@@ -171,4 +173,30 @@ fn image_with_unknown_bits_is_not_written_to() {
         let plan = plan_of(&image.bytes, Mode::All).expect("an image");
         assert!(plan.is_empty() && !plan.withheld.is_empty(), "{field}");
     }
+}
+
+#[test]
+fn leaked_tables_are_named_with_what_they_would_map_and_freed_only_on_demand() {
+    let forge = Forge::new().cluster_bits(12).size(4 << 20);
+    let mut image = (0..20).fold(forge, Forge::data).build();
+    let lost = image.l2_table(Tree::Active, 0) / image.cluster_size();
+    image.put_u64(image.l1_entry(Tree::Active, 0), 0);
+    let plan = plan_of(&image.bytes, Mode::All).expect("an image");
+    assert!(!lowers(&plan), "{plan:?}");
+    let suspected = plan
+        .withheld
+        .iter()
+        .find(|withheld| withheld.code == Code::LostMappingSuspected);
+    let suspected = suspected.expect("the lost table is named");
+    let wanted = format!("cluster {lost} names 20 of them (81920 bytes)");
+    assert_eq!(suspected.count, 1);
+    assert!(suspected.reason.contains(&wanted), "{}", suspected.reason);
+
+    let mut wishes = RepairOptions::new(Mode::Leaks);
+    wishes.accepted_losses.insert(Code::LostMappingSuspected);
+    let opened = Image::open(image.bytes.clone(), Path::new("image")).expect("an image");
+    let plan = qfsck::plan(&opened, &wishes, Options::default(), &Progress::default());
+    let plan = plan.expect("memory can be read");
+    assert!(lowers(&plan), "it was asked for");
+    assert_eq!(plan.after.verdict, Verdict::Clean);
 }

@@ -516,6 +516,10 @@ FileTruncated "file-truncated" Notice Safe
     "the file looks cut off"
     "Clusters past the end of the file are both referred to and counted, so they were there once. A copy that stopped early or a full disk does this."
     "Find the whole file before anything else; nothing inside the image can bring the tail back."
+LostMappingSuspected "lost-mapping-suspected" Notice Safe
+    "leaked clusters may be a lost table"
+    "A repair looks into what it would free. These clusters hold words that read as pointers to clusters which are counted but not used: a table, snapshot or bitmap that nothing names any more, and with it the only way to its data."
+    "Nothing is freed. If the data behind it is missed, find the table's place again; if nothing is missed, `qfsck repair --accept-loss lost-mapping-suspected` frees it."
 TrailingBytes "trailing-bytes" Notice Safe
     "the file ends with part of a cluster that nothing uses"
     "A cluster that was freed before it was ever written whole looks like this, and so does something appended by another program."

@@ -41,7 +41,7 @@ pub(super) fn lower<S: Storage>(
     wishes: &RepairOptions,
     notes: &DraftNotes,
 ) -> Changes {
-    let (permit, withheld) = evidence::permit(examination, wishes.mode, notes);
+    let (permit, withheld) = evidence::permit(examination, wishes, notes);
     Changes {
         patches: patches(examination, permit),
         withheld,

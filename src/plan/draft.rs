@@ -57,6 +57,8 @@ pub(super) struct FreshCopy {
 pub(super) struct DraftNotes {
     /// Clusters that this repair itself has put out of use: what is in them is known, and lost to nobody.
     pub(super) released: ClusterSet,
+    /// References were dropped that somebody accepted to lose.
+    pub(super) gave_up: bool,
 }
 
 /// The image as it would be so far, and how to get there.
@@ -77,6 +79,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             withheld: Vec::new(),
             notes: DraftNotes {
                 released: ClusterSet::new(),
+                gave_up: false,
             },
             length_bytes: image.file_bytes(),
         }
@@ -130,7 +133,9 @@ impl<'a, S: Storage> Draft<'a, S> {
     }
 
     /// Adds what a pass wants.
-    pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes) {
+    pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
+        let mut answered = stages.iter().flat_map(|stage| stage.changes.keys());
+        self.notes.gave_up |= answered.any(|&code| wishes.accepts(code));
         for edit in stages.iter().flat_map(|stage| &stage.edits) {
             self.overlay.write(edit.offset, &edit.after);
         }
@@ -168,7 +173,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             let image = Image::open(&self.overlay, Path::new("rehearsal"))?;
             let last = self.lay_out(&image, &changes, false).map_err(read_error)?;
             drop(image);
-            self.push(last, &changes);
+            self.push(last, &changes, wishes);
             after = self.rehearse(options, progress)?;
         }
         if !self.stages.is_empty()

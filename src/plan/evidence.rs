@@ -4,8 +4,8 @@
 
 use rayon::prelude::*;
 
-use super::Mode;
 use super::draft::DraftNotes;
+use super::{Mode, RepairOptions};
 use crate::check::{Check, Examination};
 use crate::coverage::Complete;
 use crate::finding::{Code, Severity};
@@ -36,6 +36,9 @@ pub struct Withheld {
 /// More leaked clusters than this are not looked through for lost tables, and so not freed.
 const MAX_LEAKED_BYTES: u64 = 1 << 38;
 
+/// Suspects described one by one.
+const SHOWN_SUSPECTS: usize = 3;
+
 /// Findings that lowering counts cannot make worse: they are about counts and flags themselves.
 const COUNT_CODES: [Code; 6] = [
     Code::RefcountZero,
@@ -49,13 +52,13 @@ const COUNT_CODES: [Code; 6] = [
 /// Decides what may be done, and says why the rest may not.
 pub(super) fn permit<'a, S: Storage>(
     examination: &'a Examination<'_, S>,
-    mode: Mode,
+    wishes: &RepairOptions,
     notes: &DraftNotes,
 ) -> (Permit<'a>, Vec<Withheld>) {
     let findings = &examination.notes.findings;
     let mut withheld = Vec::new();
     let leaks = findings.total_of(Code::RefcountLeak);
-    let may_lower = match may_lower(examination, mode, notes) {
+    let may_lower = match may_lower(examination, wishes, notes, &mut withheld) {
         Ok(complete) => Some(complete),
         Err(reason) => {
             if leaks.count > 0 {
@@ -69,7 +72,7 @@ pub(super) fn permit<'a, S: Storage>(
         }
     };
     let permit = Permit {
-        may_correct: mode == Mode::All,
+        may_correct: wishes.mode == Mode::All,
         may_lower,
     };
     (permit, withheld)
@@ -80,8 +83,21 @@ fn is_structural(code: Code) -> bool {
     code.severity() == Severity::Corruption && !COUNT_CODES.contains(&code)
 }
 
-/// Says of everything that is still wrong why, where no pass has said so.
+/// Says of everything that is still wrong why, once: the last pass that looked at it knows best.
 pub(super) fn say_what_is_left(after: &Check, withheld: &mut Vec<Withheld>) {
+    let is_left =
+        |code: Code| code == Code::LostMappingSuspected || after.findings.total_of(code).count > 0;
+    let mut kept: Vec<Withheld> = Vec::new();
+    for reason in withheld.drain(..).rev() {
+        let is_said = kept
+            .iter()
+            .any(|known| known.code == reason.code && known.reason == reason.reason);
+        if is_left(reason.code) && !is_said {
+            kept.push(reason);
+        }
+    }
+    kept.reverse();
+    *withheld = kept;
     for (code, total) in after.findings.totals() {
         let is_said = withheld.iter().any(|known| known.code == code);
         if code.severity() > Severity::Notice && !is_said {
@@ -131,8 +147,9 @@ pub(super) fn unreadable() -> Vec<Withheld> {
 /// The proof that what looks leaked is leaked, or why it must not be freed.
 fn may_lower<'a, S: Storage>(
     examination: &'a Examination<'_, S>,
-    mode: Mode,
+    wishes: &RepairOptions,
     draft: &DraftNotes,
+    withheld: &mut Vec<Withheld>,
 ) -> Result<Complete<'a>, String> {
     let notes = &examination.notes;
     let complete = notes
@@ -145,20 +162,41 @@ fn may_lower<'a, S: Storage>(
             "{open} is open, and a damaged structure makes live data look leaked"
         ));
     }
-    if mode == Mode::Leaks && notes.findings.count_of(Severity::Corruption) > 0 {
+    if wishes.mode == Mode::Leaks && notes.findings.count_of(Severity::Corruption) > 0 {
         return Err("the image has errors besides leaks; use --mode all".to_owned());
     }
-    match suspicious_cluster(examination, draft) {
-        None => Ok(complete),
-        Some(reason) => Err(reason),
+    if draft.gave_up {
+        return Err(
+            "references were given up in this repair, and what they meant may be among what looks leaked; look, then \
+             repair once more to free it"
+                .to_owned(),
+        );
     }
+    let suspects = suspicious_clusters(examination, draft)?;
+    if suspects.is_empty() || wishes.accepts(Code::LostMappingSuspected) {
+        return Ok(complete);
+    }
+    let reason = describe(&suspects, examination.walk.geometry.cluster_bytes());
+    withheld.push(Withheld {
+        code: Code::LostMappingSuspected,
+        count: suspects.len() as u64,
+        reason,
+    });
+    Err(format!("see {}", Code::LostMappingSuspected))
 }
 
-/// Why some cluster that would be freed may be the only way to live data, if one is.
-fn suspicious_cluster<S: Storage>(
+/// A leaked cluster that may be a table, and how many overcounted clusters it would map.
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    cluster: HostCluster,
+    named: u64,
+}
+
+/// The leaked clusters that may be the only way to live data, in order; or why nobody can look.
+fn suspicious_clusters<S: Storage>(
     examination: &Examination<'_, S>,
     draft: &DraftNotes,
-) -> Option<String> {
+) -> Result<Vec<Suspect>, String> {
     let geometry = examination.walk.geometry;
     let overcounted = ClusterSet::new();
     let mut leaked = Vec::new();
@@ -173,29 +211,51 @@ fn suspicious_cluster<S: Storage>(
         }
     }
     if leaked.len() as u64 > MAX_LEAKED_BYTES / geometry.cluster_bytes() {
-        return Some(
+        return Err(
             "there are too many leaked clusters to look through for lost tables".to_owned(),
         );
     }
     let has_data_file = examination.walk.image.header().has_data_file();
     let cluster_bytes = usize::try_from(geometry.cluster_bytes()).unwrap_or(0);
-    let first = leaked.par_iter().copied().find_first(|&cluster| {
-        let mut bytes = vec![0; cluster_bytes];
-        let image = examination.walk.image;
-        // What cannot be read cannot be proven worthless.
-        if image.read_clusters(geometry, cluster, &mut bytes).is_err() {
-            return true;
-        }
-        let names_overcounted =
-            words(&bytes).any(|word| names_cluster_of(geometry, word, &overcounted));
-        // In an external data file's tables no offset is one of this file, so nothing can be told by them.
-        names_overcounted || (has_data_file && bytes.iter().any(|&byte| byte != 0))
-    })?;
-    Some(format!(
-        "cluster {} would be freed, but may be a lost table, snapshot or bitmap: it names clusters that are counted more \
-         often than they are used",
-        first.0
-    ))
+    let suspects: Vec<Suspect> = leaked
+        .par_iter()
+        .filter_map(|&cluster| {
+            let mut bytes = vec![0; cluster_bytes];
+            let image = examination.walk.image;
+            // What cannot be read cannot be proven worthless.
+            let is_unreadable = image.read_clusters(geometry, cluster, &mut bytes).is_err();
+            let named =
+                words(&bytes).filter(|&word| names_cluster_of(geometry, word, &overcounted));
+            let named = named.count() as u64;
+            // In an external data file's tables no offset is one of this file, so nothing can be told by them.
+            let may_be_table = has_data_file && bytes.iter().any(|&byte| byte != 0);
+            (is_unreadable || named > 0 || may_be_table).then_some(Suspect { cluster, named })
+        })
+        .collect();
+    Ok(suspects)
+}
+
+/// What is said of leaked clusters that may be the only way to live data.
+fn describe(suspects: &[Suspect], cluster_bytes: u64) -> String {
+    let shown = suspects.iter().take(SHOWN_SUSPECTS).map(|suspect| {
+        let bytes = suspect.named.saturating_mul(cluster_bytes);
+        format!(
+            "cluster {} names {} of them ({bytes} bytes)",
+            suspect.cluster.0, suspect.named
+        )
+    });
+    let more = suspects.len().saturating_sub(SHOWN_SUSPECTS);
+    let more = if more > 0 {
+        format!("; and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "leaked clusters that name clusters counted more often than they are used may be a lost table, snapshot or bitmap: \
+         {}{more}; --accept-loss {} frees them and all they name",
+        shown.collect::<Vec<_>>().join("; "),
+        Code::LostMappingSuspected
+    )
 }
 
 /// Whether a word, read as any pointer the format has, names a cluster of the set.
