@@ -101,6 +101,8 @@ pub enum StageKind {
     CorrectEntries,
     /// The autoclear bit of the bitmaps is cleared: until it is set again, nothing believes them.
     SuspendBitmaps,
+    /// The header names a new refcount table, in which everything new is counted.
+    SwitchRefcounts,
     /// What referred to old structures refers to the new ones.
     SwitchPointers,
     /// The autoclear bit of the bitmaps is set again.
@@ -218,14 +220,15 @@ impl Mode {
     fn passes(self) -> &'static [Pass] {
         match self {
             Self::Leaks => &[Pass::Lower],
-            // What leaves fewer references comes first, then what new structures are counted in; overlaps may show
-            // only when tables were cloned, and new owners want their counts and flags.
+            // What leaves fewer references comes first, then what new structures are counted in; an overlap may be in
+            // the way of another, and new owners want their counts and flags.
             Self::All => &[
                 Pass::Entries,
                 Pass::Refcounts,
                 Pass::Raise,
                 Pass::Snapshots,
                 Pass::Bitmaps,
+                Pass::Overlaps,
                 Pass::Overlaps,
                 Pass::Overlaps,
                 Pass::Entries,
@@ -262,14 +265,16 @@ pub fn plan<S: Storage>(
             let mut changes = run(pass, &examination, wishes, draft.notes()).map_err(read_error)?;
             let stages = draft.lay_out(&image, &changes, may_guard);
             let stages = stages.map_err(read_error)?;
-            withheld.append(&mut changes.withheld);
+            withheld.push((pass, std::mem::take(&mut changes.withheld)));
             if !stages.is_empty() {
                 done = Some((stages, changes));
                 break;
             }
         }
         drop(image);
-        draft.withhold(withheld);
+        for (pass, reasons) in withheld {
+            draft.withhold(pass, reasons);
+        }
         if let Some((stages, changes)) = done {
             draft.push(stages, &changes, wishes);
         }
@@ -342,12 +347,19 @@ fn is_better(before: &Check, after: &Check) -> Result<(), Withheld> {
     };
     let (corruptions, corruptions_after) = severities(Severity::Corruption);
     let may_leak = corruptions_after < corruptions;
+    // Shared with a count for each user, guest data is overwritten by nobody: the lesser of two evils.
+    let shared = |check: &Check| {
+        let codes = [Code::GuestDataOverlap, Code::GuestDataShared];
+        let counts = codes.map(|code| check.findings.total_of(code).count);
+        counts.into_iter().fold(0, u64::saturating_add)
+    };
+    let may_share = shared(after) <= shared(before);
     for &code in Code::ALL {
         let (count, count_after) = counts(code);
         let is_tolerated = match code.severity() {
             Severity::Notice => true,
             Severity::Leak => may_leak,
-            Severity::Corruption => false,
+            Severity::Corruption => code == Code::GuestDataShared && may_share,
         };
         if count_after > count && !is_tolerated {
             return Err(Withheld {

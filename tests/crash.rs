@@ -367,6 +367,24 @@ fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &mut Score) {
     }
 }
 
+/// Calls `each` for every state a disk can be in while an image is repaired, with whether it is no worse than before.
+pub(crate) fn for_each_cut(start: &[u8], mut each: impl FnMut(&[u8], bool)) {
+    let mut disk = Recording::new(start);
+    let plan = plan_of(&disk);
+    repair(&mut disk, &plan, &MemorySink::default()).expect("memory does not fail");
+    let before = Hazards::of(start);
+    let mut random = start.len() as u64;
+    let mut base = start.to_vec();
+    for epoch in epochs(&disk.log) {
+        for arrived in subsets(epoch.len(), &mut random) {
+            let mut state = base.clone();
+            lay(&mut state, &epoch, &arrived);
+            each(&state, Hazards::of(&state).is_no_worse_than(&before));
+        }
+        lay(&mut base, &epoch, &vec![true; epoch.len()]);
+    }
+}
+
 /// The undo file as it was while the image was written to: without its last seal.
 fn committed(file: &[u8]) -> Vec<u8> {
     let mut cut = file.to_vec();

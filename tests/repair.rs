@@ -3,6 +3,7 @@
 //! | module | what holds |
 //! |---|---|
 //! | `guest` | the reader that says what a guest sees |
+//! | `overlaps` | clusters used twice get one owner each, or are left with a reason |
 //! | `content` | what was well defined before a repair is the same afterwards, in the active disk and every snapshot |
 //! | `refcounts` | damaged and lost refcount blocks and tables |
 //! | `entries` | words of L1, L2 and refcount table entries are put right in place, or left with a reason |
@@ -13,6 +14,7 @@
 mod content;
 mod entries;
 mod guest;
+mod overlaps;
 pub(crate) mod refcounts;
 
 use std::cell::RefCell;

@@ -23,6 +23,18 @@ struct Account {
     sharing: Sharing,
 }
 
+impl Account {
+    /// What is wrong about its users sharing it.
+    fn overlap(&self) -> Option<Code> {
+        match self.sharing {
+            Sharing::Allowed => None,
+            Sharing::GuestData if self.stored >= Some(self.expected) => Some(Code::GuestDataShared),
+            Sharing::GuestData => Some(Code::GuestDataOverlap),
+            Sharing::Metadata => Some(Code::MetadataOverlap),
+        }
+    }
+}
+
 /// Whether a cluster's users may share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sharing {
@@ -110,6 +122,8 @@ pub(crate) struct Difference {
     pub(crate) expected: u64,
     /// It has users that may not share it.
     pub(crate) has_conflict: bool,
+    /// The finding about that, if it has.
+    pub(crate) overlap: Option<Code>,
 }
 
 /// Whether a suspect cluster has users that may not share it.
@@ -136,6 +150,7 @@ pub(super) fn differences<S: Storage>(
                     stored: account.stored,
                     expected: account.expected,
                     has_conflict: account.sharing != Sharing::Allowed,
+                    overlap: account.overlap(),
                 });
             });
             part
@@ -165,14 +180,7 @@ impl Judge {
     ///
     /// An overlap takes the place of a refcount that is too low: they are one fault.
     fn judge(&self, account: Account, findings: &mut Findings) {
-        let overlap = match account.sharing {
-            Sharing::Allowed => None,
-            Sharing::GuestData if account.stored >= Some(account.expected) => {
-                Some(Code::GuestDataShared)
-            }
-            Sharing::GuestData => Some(Code::GuestDataOverlap),
-            Sharing::Metadata => Some(Code::MetadataOverlap),
-        };
+        let overlap = account.overlap();
         let difference = account
             .stored
             .and_then(|stored| self.difference(account.cluster, stored, account.expected))

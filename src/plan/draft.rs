@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::sectors::{self, Patch};
 use super::{
-    Plan, RepairOptions, Stage, StageKind, Withheld, adjust, evidence, is_better, is_consistent,
-    read_error,
+    Pass, Plan, RepairOptions, Stage, StageKind, Withheld, adjust, evidence, is_better,
+    is_consistent, read_error,
 };
 use crate::check::{Check, Options, check};
 use crate::error::Error;
@@ -65,7 +65,7 @@ pub(super) struct DraftNotes {
 pub(super) struct Draft<'a, S> {
     overlay: Overlay<&'a S>,
     stages: Vec<Stage>,
-    withheld: Vec<Withheld>,
+    withheld: Vec<(Pass, Withheld)>,
     notes: DraftNotes,
     length_bytes: u64,
 }
@@ -121,8 +121,10 @@ impl<'a, S: Storage> Draft<'a, S> {
         )
     }
 
-    /// Keeps the reasons of a pass for what it leaves as it is.
-    pub(super) fn withhold(&mut self, reasons: Vec<Withheld>) {
+    /// Keeps the reasons of a pass for what it leaves as it is; they replace those of an earlier run of the same pass.
+    pub(super) fn withhold(&mut self, pass: Pass, reasons: Vec<Withheld>) {
+        self.withheld.retain(|(known, _)| *known != pass);
+        let reasons = reasons.into_iter().map(|reason| (pass, reason));
         self.withheld.extend(reasons);
     }
 
@@ -176,18 +178,20 @@ impl<'a, S: Storage> Draft<'a, S> {
             self.push(last, &changes, wishes);
             after = self.rehearse(options, progress)?;
         }
+        let withheld = self.withheld.into_iter();
+        let mut withheld: Vec<Withheld> = withheld.map(|(_, reason)| reason).collect();
         if !self.stages.is_empty()
             && let Err(reason) = is_better(&before, &after)
         {
-            self.withheld.push(reason);
+            withheld.push(reason);
             self.stages = Vec::new();
             after.clone_from(&before);
         }
-        evidence::say_what_is_left(&after, &mut self.withheld);
+        evidence::say_what_is_left(&after, &mut withheld);
         let end = self.stages.iter().map(Stage::end).max().unwrap_or(0);
         Ok(Plan {
             stages: self.stages,
-            withheld: self.withheld,
+            withheld,
             before,
             after,
             length_bytes: self.length_bytes,

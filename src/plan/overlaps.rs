@@ -1,18 +1,260 @@
 //! Clusters used by two owners of which only one may.
 //!
-//! Comes in: an examination. Goes out: changes. Never here: a write.
+//! Comes in: an examination. Goes out: changes that give each owner a place of its own, or the reason why not. Never here:
+//! a write; a change to what a guest reads.
+//!
+//! Every reader finds the same bytes before and after. That does not make them right: who wrote to the cluster last is
+//! not known, so for all but one of its users the bytes may be somebody else's. Only the guest can tell.
+//!
+//! Three kinds of copies are made, each independent of the others (`l1_tables`, `l2_tables`, `guest_data`), on what
+//! `contested` knows. An entry is only switched in a table that nobody else uses, so one kind may clear the way for
+//! another: the pass runs more than once.
 
+mod contested;
+mod guest_data;
+mod l1_tables;
+mod l2_tables;
+
+use std::collections::BTreeMap;
 use std::io;
 
-use super::RepairOptions;
-use super::draft::Changes;
+use super::draft::{Changes, Fresh, FreshCopy};
+use super::refcounts;
+use super::sectors::Patch;
+use super::space::{Space, no_room};
+use super::{Overlaps, RepairOptions, StageKind, Withheld};
 use crate::check::Examination;
+use crate::finding::{Code, Findings};
+use crate::qcow2::{CryptMethod, Geometry, HostCluster, HostOffset};
 use crate::storage::Storage;
+
+use contested::Contested;
+
+/// The findings this pass answers.
+const CODES: [Code; 5] = [
+    Code::GuestDataOverlap,
+    Code::GuestDataShared,
+    Code::MetadataOverlap,
+    Code::L2TableShared,
+    Code::CompressedExtentOverlap,
+];
+
+/// References to contested clusters and tables that are looked at in one run, and clusters that are copied: a plan names
+/// each of them. The next repair goes on with the rest.
+const MAX_REFERENCES: u64 = 1 << 18;
+/// Tables that are cloned in one run: their bytes are part of the plan.
+const MAX_TABLE_BYTES: u64 = 64 << 20;
+
+/// Why something beyond the bounds is left.
+const TOO_MANY: &str =
+    "there are more of these than one repair copies; repair the image again to go on with the rest";
 
 /// What the examination calls for.
 pub(super) fn part<S: Storage>(
-    _examination: &Examination<'_, S>,
-    _wishes: &RepairOptions,
+    examination: &Examination<'_, S>,
+    wishes: &RepairOptions,
 ) -> io::Result<Changes> {
-    Ok(Changes::default())
+    let findings = &examination.notes.findings;
+    if CODES.iter().all(|&code| findings.total_of(code).count == 0) {
+        return Ok(Changes::default());
+    }
+    if let Some(reason) = forbidden(examination, wishes) {
+        return Ok(nothing(findings, reason));
+    }
+    let Some(contested) = Contested::gather(examination) else {
+        return Ok(nothing(findings, UNREAD));
+    };
+    match separate(examination, &contested)? {
+        Ok(changes) => Ok(changes),
+        Err(reason) => Ok(nothing(findings, &reason)),
+    }
+}
+
+const UNREAD: &str =
+    "not every table could be read, so who else uses the same clusters is not known";
+
+/// Why nothing of all this is done.
+fn forbidden<S: Storage>(
+    examination: &Examination<'_, S>,
+    wishes: &RepairOptions,
+) -> Option<&'static str> {
+    if wishes.overlaps == Overlaps::Keep {
+        return Some("it is left as it is, as asked for");
+    }
+    let coverage = &examination.notes.coverage;
+    (coverage.failure_count() > 0).then_some(UNREAD)
+}
+
+fn nothing(findings: &Findings, reason: &str) -> Changes {
+    let open = CODES.into_iter().filter_map(|code| {
+        let count = findings.total_of(code).count;
+        (count > 0).then(|| Withheld {
+            code,
+            count,
+            reason: reason.to_owned(),
+        })
+    });
+    Changes {
+        withheld: open.collect(),
+        ..Changes::default()
+    }
+}
+
+/// Everything that can be done; the inner error says why nothing can.
+fn separate<S: Storage>(
+    examination: &Examination<'_, S>,
+    contested: &Contested,
+) -> io::Result<Result<Changes, String>> {
+    let mut work = match Work::new(examination) {
+        Ok(work) => work,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let done = l1_tables::separate(examination, contested, &mut work)?
+        .and_then(|separated| guest_data::separate(examination, contested, &separated, &mut work));
+    if let Err(reason) = done {
+        return Ok(Err(reason));
+    }
+    if let Err(reason) = l2_tables::separate(examination, contested, &mut work)? {
+        return Ok(Err(reason));
+    }
+    let findings = &examination.notes.findings;
+    let extents = findings.total_of(Code::CompressedExtentOverlap).count;
+    let reason = "two compressed clusters lie over each other, so one of them is overwritten: decompressing tells which, \
+                  and its guest range has to be restored from elsewhere";
+    work.withhold(Code::CompressedExtentOverlap, extents, reason.into());
+    work.finish(examination)
+}
+
+/// Why something is left as it is. Of one kind only the first is told, for all of them.
+struct Reason {
+    kind: String,
+    text: String,
+}
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Self {
+        Self {
+            kind: text.to_owned(),
+            text: text.to_owned(),
+        }
+    }
+}
+
+/// Changes in the making, and what is still allowed.
+struct Work<'a> {
+    geometry: Geometry,
+    /// Encrypted data can only be decrypted where it is.
+    is_tied_to_its_place: bool,
+    space: Space<'a>,
+    /// Why there would be no room.
+    no_room: String,
+    changes: Changes,
+    withheld: BTreeMap<(Code, String), Withheld>,
+    copies_left: u64,
+    table_bytes_left: u64,
+}
+
+impl<'a> Work<'a> {
+    fn new<S: Storage>(examination: &'a Examination<'_, S>) -> Result<Self, String> {
+        let method = examination.walk.image.header().crypt_method();
+        Ok(Self {
+            geometry: examination.walk.geometry,
+            // The legacy method encrypts by guest offset, LUKS by host offset.
+            is_tied_to_its_place: !matches!(method, CryptMethod::None | CryptMethod::Aes),
+            space: Space::new(examination)?,
+            no_room: no_room(examination),
+            changes: Changes::default(),
+            withheld: BTreeMap::new(),
+            copies_left: MAX_REFERENCES,
+            table_bytes_left: MAX_TABLE_BYTES,
+        })
+    }
+
+    /// Leaves something as it is.
+    fn withhold(&mut self, code: Code, count: u64, reason: Reason) {
+        if count == 0 {
+            return;
+        }
+        let known = self.withheld.entry((code, reason.kind));
+        let known = known.or_insert(Withheld {
+            code,
+            count: 0,
+            reason: reason.text,
+        });
+        known.count += count;
+    }
+
+    /// Whether so many clusters of guest data may be copied.
+    fn may_copy(&self, copies: u64) -> Result<(), &'static str> {
+        if copies > 0 && self.is_tied_to_its_place {
+            return Err(
+                "LUKS ties encrypted data to the place it is stored at, so a copy could not be decrypted; read the \
+                 guest's data with the key and write it anew",
+            );
+        }
+        (copies <= self.copies_left).then_some(()).ok_or(TOO_MANY)
+    }
+
+    /// Whether tables of so many clusters may be cloned.
+    fn may_clone(&self, clusters: u64) -> Result<(), &'static str> {
+        let bytes = clusters.saturating_mul(self.geometry.cluster_bytes());
+        (bytes <= self.table_bytes_left)
+            .then_some(())
+            .ok_or(TOO_MANY)
+    }
+
+    /// Neighbouring clusters that nothing uses, each to be counted `count` times.
+    fn take(&mut self, clusters: u64, count: u64) -> Result<HostCluster, String> {
+        let room = self.space.take(clusters, count);
+        room.ok_or_else(|| self.no_room.clone())
+    }
+
+    /// A copy of a cluster of guest data.
+    fn copy(&mut self, from: HostCluster, count: u64, because: Code) -> Result<HostOffset, String> {
+        let to = self.take(1, count)?;
+        self.copies_left = self.copies_left.saturating_sub(1);
+        self.changes.copies.push(FreshCopy { from, to, because });
+        Ok(self.geometry.offset_of(to))
+    }
+
+    /// A cluster, or neighbouring ones, with a table in them.
+    fn write(
+        &mut self,
+        clusters: u64,
+        count: u64,
+        bytes: Vec<u8>,
+        because: Code,
+    ) -> Result<HostOffset, String> {
+        let cluster = self.take(clusters, count)?;
+        self.table_bytes_left = self.table_bytes_left.saturating_sub(bytes.len() as u64);
+        self.changes.fresh.push(Fresh {
+            cluster,
+            bytes,
+            because,
+        });
+        Ok(self.geometry.offset_of(cluster))
+    }
+
+    /// What the word at `offset` refers to becomes something else.
+    fn switch(&mut self, offset: u64, word: u64, because: Code) {
+        let patch = Patch::word(StageKind::SwitchPointers, because, offset, word);
+        self.changes.patches.push(patch);
+    }
+
+    /// Counts what was taken, before anything refers to it.
+    fn finish<S: Storage>(
+        mut self,
+        examination: &Examination<'_, S>,
+    ) -> io::Result<Result<Changes, String>> {
+        if let Some(patch) = self.changes.patches.first() {
+            let because = patch.because;
+            let covered =
+                refcounts::cover(examination, &mut self.space, because, &mut self.changes)?;
+            if let Err(reason) = covered {
+                return Ok(Err(reason));
+            }
+        }
+        self.changes.withheld.extend(self.withheld.into_values());
+        Ok(Ok(self.changes))
+    }
 }

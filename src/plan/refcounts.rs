@@ -278,7 +278,7 @@ fn build<S: Storage>(
         bytes: table_content(examination, damage, &structure, table),
         because,
     });
-    let switch = StageKind::SwitchPointers;
+    let switch = StageKind::SwitchRefcounts;
     let offset = geometry.offset_of(table.start).0;
     let clusters = u32::try_from(table.count).unwrap_or(u32::MAX);
     changes.patches.extend([

@@ -32,6 +32,18 @@ impl L1Entry {
         self.0 & COPIED != 0
     }
 
+    /// The same entry with the flag as given.
+    #[must_use]
+    pub fn with_copied(self, copied: bool) -> Self {
+        Self(self.0 & !COPIED | u64::from(copied) << 63)
+    }
+
+    /// The same entry with its L2 table at another place.
+    #[must_use]
+    pub fn moved_to(self, offset: HostOffset, copied: bool) -> Self {
+        Self(self.0 & !OFFSET | offset.0 & OFFSET).with_copied(copied)
+    }
+
     /// Reserved bits that are set.
     pub fn reserved_bits(self) -> u64 {
         self.0 & RESERVED
@@ -49,6 +61,14 @@ mod tests {
             OFFSET.count_ones() + RESERVED.count_ones() + COPIED.count_ones(),
             64
         );
+    }
+
+    #[test]
+    fn moved_entry_keeps_all_but_offset_and_flag() {
+        let entry = L1Entry(COPIED | 0x5_0000 | 1 << 60);
+        let moved = entry.moved_to(HostOffset(0x7_0000), false);
+        assert_eq!(moved, L1Entry(0x7_0000 | 1 << 60));
+        assert_eq!(moved.moved_to(HostOffset(0x5_0000), true), entry);
     }
 
     #[test]

@@ -110,6 +110,13 @@ impl L2Entry {
         !(COPIED | OFFSET) | (geometry.cluster_bytes() - 1)
     }
 
+    /// The same standard or zero descriptor with its host cluster at another place.
+    #[must_use]
+    pub fn moved_to(self, offset: HostOffset, copied: bool) -> Self {
+        let kept = self.0 & !(OFFSET | COPIED);
+        Self(kept | offset.0 & OFFSET | u64::from(copied) << 63)
+    }
+
     fn compressed_extent(self, cluster_bits: u32) -> CompressedExtent {
         let sector_shift = 62 - (cluster_bits - 8);
         let descriptor = self.0 & bits(0, 61);
@@ -172,6 +179,14 @@ mod tests {
                 preallocated: Some(HostOffset(0x5_0000))
             }
         );
+    }
+
+    #[test]
+    fn moved_entry_keeps_all_but_offset_and_flag() {
+        let entry = L2Entry(COPIED | 0x5_0001 | 1 << 60);
+        let moved = entry.moved_to(HostOffset(0x7_0000), false);
+        assert_eq!(moved, L2Entry(0x7_0001 | 1 << 60));
+        assert_eq!(moved.moved_to(HostOffset(0x5_0000), true), entry);
     }
 
     #[test]

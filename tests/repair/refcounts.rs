@@ -113,7 +113,7 @@ fn lost_refcounts_are_rebuilt_beside_the_old() {
             let switches = plan
                 .stages
                 .iter()
-                .any(|stage| stage.kind == StageKind::SwitchPointers);
+                .any(|stage| stage.kind == StageKind::SwitchRefcounts);
             assert_eq!(switches, !is_in_place, "{what}, {name}");
             let grown = done_to.bytes.len().saturating_sub(before.len());
             assert!(grown < 64 << 16, "{what}, {name}: grows by {grown} bytes");

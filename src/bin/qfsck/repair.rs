@@ -242,6 +242,7 @@ fn purpose(kind: StageKind) -> &'static str {
         StageKind::WriteNew => "write new structures and copies where nothing is",
         StageKind::CorrectEntries => "correct entries that stand by themselves",
         StageKind::SuspendBitmaps => "clear the autoclear bit of the bitmaps for the time being",
+        StageKind::SwitchRefcounts => "have the header name the new refcount table",
         StageKind::SwitchPointers => "refer to the new structures instead of the old",
         StageKind::ResumeBitmaps => "set the autoclear bit of the bitmaps again",
         StageKind::RaiseRefcounts => "raise refcounts that are too low",
