@@ -19,7 +19,7 @@ mod verdict;
 mod witness;
 
 pub(crate) use compare::Difference;
-pub(crate) use digest::metadata_digest;
+pub use digest::metadata_digest;
 pub use verdict::Verdict;
 
 use std::collections::BTreeSet;

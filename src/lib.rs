@@ -34,7 +34,7 @@ mod walk;
 
 pub use check::{
     Check, GuestPath, GuestTarget, HostAnswer, Options, Statistics, Verdict, check, guest_path,
-    host_owners,
+    host_owners, metadata_digest,
 };
 pub use coverage::{Complete, Coverage, Gap, GapKind};
 pub use error::Error;

@@ -5,6 +5,8 @@
 //! The top level of a check is a superset of `qemu-img check --output=json`: the same keys, the same meanings, absent
 //! when zero exactly as there. `docs/json.md` describes the rest.
 
+mod plan;
+mod repair;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -12,6 +14,8 @@ use std::io;
 
 use serde::Serialize;
 
+pub use self::plan::{NotAPlan, PlanDocument, PlanFile, PlanMismatch, plan_digest, stage_purpose};
+pub use self::repair::RepairReport;
 use self::rows::{CoverageRow, FindingRow, OwnerRow, RangeRow, Rows, SnapshotRow};
 use crate::check::{Check, GuestPath, GuestTarget, HostAnswer, Statistics, Verdict};
 use crate::error::Error;
@@ -69,6 +73,10 @@ pub struct CheckDocument {
     corruptions: u64,
     #[serde(skip_serializing_if = "is_zero")]
     leaks: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    corruptions_fixed: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    leaks_fixed: u64,
     schema: u32,
     verdict: &'static str,
     #[serde(skip_serializing_if = "is_zero")]
@@ -79,6 +87,8 @@ pub struct CheckDocument {
     findings: Vec<FindingRow>,
     coverage: CoverageRow,
     features: FeatureRow,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair: Option<RepairReport>,
 }
 
 /// A check that could not be started, as a JSON document.
@@ -224,14 +234,6 @@ impl CheckDocument {
             ..
         } = check.statistics;
         let rows = Rows::new(image, &check.snapshots);
-        let totals = check.findings.totals().map(|(code, total)| {
-            let row = TotalRow {
-                severity: code.severity().name(),
-                count: total.count,
-                findings: total.findings,
-            };
-            (code.id(), row)
-        });
         Self {
             filename: filename.to_owned(),
             format: "qcow2",
@@ -243,12 +245,14 @@ impl CheckDocument {
             compressed_clusters,
             corruptions: check.findings.count_of(Severity::Corruption),
             leaks: check.findings.count_of(Severity::Leak),
+            corruptions_fixed: 0,
+            leaks_fixed: 0,
             schema: SCHEMA,
             verdict: conditions.verdict(check).name(),
             notices: check.findings.count_of(Severity::Notice),
             changed_while_read: conditions.changed,
             unreliable: conditions.unreliable.clone(),
-            totals: totals.collect(),
+            totals: total_rows(check),
             findings: check
                 .findings
                 .iter()
@@ -256,7 +260,22 @@ impl CheckDocument {
                 .collect(),
             coverage: rows.coverage(&check.coverage),
             features: features(image, check, &rows),
+            repair: None,
         }
+    }
+
+    /// The document of a check after a repair: with what that did, and how much less is wrong than before.
+    #[must_use]
+    pub fn with_repair(
+        mut self,
+        report: &RepairReport,
+        leaks_fixed: u64,
+        corruptions_fixed: u64,
+    ) -> Self {
+        self.leaks_fixed = leaks_fixed;
+        self.corruptions_fixed = corruptions_fixed;
+        self.repair = Some(report.clone());
+        self
     }
 }
 
@@ -319,6 +338,18 @@ impl GuestDocument {
             compressed_bytes,
         }
     }
+}
+
+fn total_rows(check: &Check) -> BTreeMap<&'static str, TotalRow> {
+    let totals = check.findings.totals().map(|(code, total)| {
+        let row = TotalRow {
+            severity: code.severity().name(),
+            count: total.count,
+            findings: total.findings,
+        };
+        (code.id(), row)
+    });
+    totals.collect()
 }
 
 fn hex(word: u64) -> String {

@@ -7,6 +7,7 @@
 //! The format is described byte by byte in `docs/undo-file.md`.
 
 mod block;
+mod glance;
 mod judge;
 mod reader;
 #[cfg(test)]

@@ -18,6 +18,9 @@
 //! | `locks` | QEMU and others in the image, before and while it is checked |
 //! | `interruption` | signals, budgets, an image that changes, progress |
 //! | `streams` | closed, full and colourful outputs; too few threads |
+//! | `repair_check` | `check -r`, beside `qemu-img check -r` |
+//! | `repair_undo` | names of undo files, repairs that were cut, `repair --resume` |
+//! | `repair_plan` | dry runs, plan files, wishes, signals |
 //! | `answers` | `owner` and `explain` |
 //! | `footprint` | what a run opens, and leaves untouched |
 
@@ -34,5 +37,9 @@ mod interruption;
 mod locks;
 mod names;
 mod not_images;
+mod repair_check;
+mod repair_plan;
+mod repair_stage;
+mod repair_undo;
 mod stage;
 mod streams;

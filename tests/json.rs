@@ -17,13 +17,16 @@ use crate::corpus::cases;
 /// The case the example is made of.
 const EXAMPLE: &str = "170-shared-cluster";
 /// Keys whose values are words of a fixed list, unless they have a space in them.
-const WORDS: [&str; 8] = [
+const WORDS: [&str; 11] = [
     "compression-type",
     "encryption",
     "format",
     "kind",
+    "mode",
+    "overlaps",
     "phase",
     "severity",
+    "stage",
     "structure",
     "target",
 ];
@@ -126,6 +129,15 @@ fn everything_that_occurs() -> Vocabulary {
         let check = vocabulary
             .read_output(&case, &["check", "--output", "json", image])
             .expect("a check prints a document");
+        let plan = [
+            "repair",
+            "--plan",
+            "-",
+            "--accept-loss",
+            "refcount-leak",
+            image,
+        ];
+        vocabulary.read_output(&case, &plan);
         for offset in offsets(&check, "host") {
             vocabulary.read_output(&case, &["owner", "--output", "json", image, &offset]);
         }
@@ -137,6 +149,7 @@ fn everything_that_occurs() -> Vocabulary {
     let case = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(EXAMPLE);
+    repairs_that_occur(&mut vocabulary);
     let watched = run(&case, &["check", "-q", "--progress", "json", image]);
     let events = String::from_utf8(watched.stderr).expect("events are UTF-8");
     for line in events.lines() {
@@ -144,6 +157,24 @@ fn everything_that_occurs() -> Vocabulary {
         vocabulary.read(&event, "progress");
     }
     vocabulary
+}
+
+/// What `check -r` prints: of a repair that is done, of one that leaves something, and of one that may not begin.
+fn repairs_that_occur(vocabulary: &mut Vocabulary) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for case in ["100-refcount-leak", "104-refcount-zero-data"] {
+        for what in ["leaks", "all"] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let image = directory.path().join("image.qcow2");
+            fs::copy(corpus.join(case).join("image.qcow2"), &image).expect("copied");
+            let arguments = ["check", "-r", what, "--output", "json", "image.qcow2"];
+            vocabulary.read_output(directory.path(), &arguments);
+            fs::copy(corpus.join(case).join("image.qcow2"), &image).expect("copied");
+            let undo_path = directory.path().join("image.qcow2.qfsck-undo");
+            fs::write(undo_path, "no undo file").expect("written");
+            vocabulary.read_output(directory.path(), &arguments);
+        }
+    }
 }
 
 /// The texts in backticks outside the example.

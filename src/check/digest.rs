@@ -45,8 +45,10 @@ impl GroupVisitor<MetadataCluster> for Visitor {
     }
 }
 
-/// The digest; 0 where the header gives no cluster size.
-pub(crate) fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> u64 {
+/// A number for the state of all metadata of an image; 0 where the header gives no cluster size.
+///
+/// It tells accidents apart, not forgeries.
+pub fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> u64 {
     let mut notes = Notes::default();
     let Some(walk) = walkable(image, Options::default(), progress, &mut notes) else {
         return 0;

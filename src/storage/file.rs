@@ -82,6 +82,15 @@ impl ImageFile {
         lock::writer(&self.file)
     }
 
+    /// The numbers of the device and the inode, to tell this file from others.
+    pub fn device_and_inode(&self) -> io::Result<(u64, u64)> {
+        let metadata = self.file.metadata()?;
+        if self.is_block_device {
+            return Ok((metadata.rdev(), 0));
+        }
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
     /// What tells this state of the file from a later one.
     pub fn identity(&self) -> io::Result<FileIdentity> {
         let metadata = self.file.metadata()?;
@@ -135,11 +144,7 @@ impl RepairFile {
 
     /// The numbers of the device and the inode, to tell this file from others.
     pub fn device_and_inode(&self) -> io::Result<(u64, u64)> {
-        let metadata = self.image.file.metadata()?;
-        if self.image.is_block_device {
-            return Ok((metadata.rdev(), 0));
-        }
-        Ok((metadata.dev(), metadata.ino()))
+        self.image.device_and_inode()
     }
 }
 

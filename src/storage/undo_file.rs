@@ -5,13 +5,18 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+
+/// Unit the end of a file is read in, in bytes.
+const SECTOR: u64 = 512;
+/// At least so much of the end of a file is read, where there is as much.
+const TAIL_BYTES: u64 = 3 * SECTOR;
 
 /// Something to write an undo file to.
 ///
@@ -67,6 +72,23 @@ impl UndoSinkFile {
     /// Reads the undo file of an earlier repair.
     pub fn read(path: &Path) -> io::Result<Vec<u8>> {
         read_trusted(&mut Self::open_in_directory(path, OFlag::O_RDONLY)?.file)
+    }
+
+    /// Reads the undo file of an earlier repair, unless it is longer than `most_bytes`.
+    pub fn read_at_most(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+        let mut file = Self::open_in_directory(path, OFlag::O_RDONLY)?.file;
+        if file.metadata()?.len() > most_bytes {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        read_trusted(&mut file)
+    }
+
+    /// Reads the end of the undo file of an earlier repair, from a multiple of 512 on, at most 2 KiB of it.
+    pub fn read_tail(path: &Path) -> io::Result<Vec<u8>> {
+        let mut file = Self::open_in_directory(path, OFlag::O_RDONLY)?.file;
+        let start = file.metadata()?.len().saturating_sub(TAIL_BYTES) / SECTOR * SECTOR;
+        file.seek(SeekFrom::Start(start))?;
+        read_trusted(&mut file)
     }
 
     /// Deletes the file, and returns when it will stay deleted.
@@ -134,7 +156,8 @@ fn read_trusted(file: &mut File) -> io::Result<Vec<u8>> {
         "an undo file that others can write to is not trusted"
     } else {
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        // What is appended meanwhile is nobody's.
+        file.take(metadata.len()).read_to_end(&mut bytes)?;
         return Ok(bytes);
     };
     Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal))

@@ -61,7 +61,7 @@ fn a_look_changes_nothing_not_even_a_time() {
             &["check", case],
             &["check", "-U", "--output", "json", case],
             &["check", "-q", "--budget", "0s", case],
-            &["check", "-r", "all", case],
+            &["repair", "--plan", "-", case],
             &["repair", "--dry-run", case],
             &["repair", case],
             &["undo", "--dry-run", case],

@@ -311,3 +311,26 @@ fn a_virtual_machine_on_a_block_device_is_noticed() {
     writer.wait().expect_exit(0);
     stage.qfsck(["check", &device.path]).expect_exit(0);
 }
+
+#[test]
+fn a_block_device_is_repaired_with_an_undo_file_elsewhere_and_not_without() {
+    let stage = Stage::new();
+    let mut bytes = bytes_of("100-refcount-leak");
+    bytes.resize(1 << 20, 0);
+    let disk = stage.put("disk", &bytes);
+    let Some(device) = LoopDevice::attach(&stage, &disk, &[]) else {
+        return;
+    };
+    let verbs: [&[&str]; 2] = [&["check", "-r", "leaks"], &["repair", "--yes"]];
+    for verb in verbs {
+        let said = stage.qfsck(verb.iter().chain(&[device.path.as_str()]));
+        said.expect_exit(64);
+        assert!(said.err().contains("--undo-file"), "{}", said.err());
+        let with_file = ["--undo-file", "undo", &device.path];
+        stage.qfsck(verb.iter().chain(&with_file)).expect_exit(0);
+        stage.qfsck(["check", "-q", &device.path]).expect_exit(0);
+        let undo = ["undo", "undo", "--image", &device.path];
+        stage.qfsck(undo).expect_exit(0);
+        stage.qfsck(["check", "-q", &device.path]).expect_exit(3);
+    }
+}

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use qfsck::Code;
 
 /// Checks QEMU qcow2 disk images, offline, and says what is wrong, where, and whose it is.
 ///
@@ -55,7 +56,9 @@ pub(crate) enum ProgressMode {
 /// What `-r` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Repair {
+    /// Free leaked clusters, if nothing else is wrong
     Leaks,
+    /// Put right everything that can be without losing anything
     All,
 }
 
@@ -82,6 +85,7 @@ Examples:
   qfsck check --output json disk.qcow2         all keys of `qemu-img check --output=json`, and more
   qfsck check -q --budget 2s disk.qcow2        a gate before boot: only the exit code
   qfsck check --output jsonl *.qcow2           one document for each image
+  qfsck check -r leaks disk.qcow2              free what is leaked; `qfsck undo disk.qcow2.qfsck-undo` goes back
   qfsck check -U disk.qcow2                    while the guest runs; not to be relied on")]
 pub(crate) struct CheckArgs {
     /// Image files or block devices
@@ -96,9 +100,17 @@ pub(crate) struct CheckArgs {
     #[arg(short = 'f', long = "format", value_name = "FORMAT")]
     pub(crate) format: Option<String>,
 
-    /// Not in this version: see `qfsck repair`
-    #[arg(short = 'r', value_enum, value_name = "WHAT")]
+    /// Repair the image first, without asking, and keep an undo file; one image at a time
+    ///
+    /// What `qfsck repair --yes` does, for scripts written for `qemu-img check -r`. What was put right is counted in the
+    /// report; the rest of it, and the exit code, are of the image as it is then. `qfsck repair --dry-run` shows
+    /// beforehand what would be done.
+    #[arg(short = 'r', long, value_enum, value_name = "WHAT")]
     pub(crate) repair: Option<Repair>,
+
+    /// With -r: where to keep what changes; by default beside the image. A block device needs it
+    #[arg(long, value_name = "PATH", requires = "repair")]
+    pub(crate) undo_file: Option<PathBuf>,
 
     /// Read even if another program is writing; the result is then unreliable
     #[arg(short = 'U', long)]
@@ -142,21 +154,41 @@ pub(crate) enum RepairMode {
     All,
 }
 
+/// What `--overlaps` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverlapsArg {
+    /// Each owner gets a copy of its own
+    Clone,
+    /// They are left as they are, and named
+    Keep,
+}
+
 /// Repair an image, in a way that can be looked at first and taken back.
 ///
-/// This version puts refcounts, COPIED flags and the dirty and corrupt bits right, in place; the file never grows. What
-/// it leaves as it is, it names, with the reason. Nothing is freed while any table is damaged or unread, or while a
-/// leaked cluster may be a lost table, snapshot or bitmap.
+/// What can be put right without losing anything is put right; what is left as it is, is named, with the reason. Nothing
+/// is freed while any table is damaged or unread, or while a leaked cluster may be a lost table, snapshot or bitmap.
 ///
 /// The plan is rehearsed in memory first, and only applied if the rehearsed image is better. Every sector that changes
 /// is kept in the undo file, on disk before the first write. Afterwards the image is read again, whole.
+///
+/// Undo files stand beside the image: IMAGE.qfsck-undo, then IMAGE.qfsck-undo.2 and so on up to 99; delete those you no
+/// longer need. While one is of a repair that was cut short, only `repair --resume` and `undo` touch the image.
+///
+/// Ctrl-C while the plan is made leaves the image unchanged. Once the image is written to, signals wait until the repair
+/// is done: that takes moments, and a power cut does no harm either.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Exit codes: as for `qfsck check`, of the image as it is afterwards.
+Exit codes: as for `qfsck check`, of the image as it is afterwards; of --dry-run and --plan, as it is.
+   1  the repair was not begun or not finished; nothing was changed, or the undo file is named
+   5  the image is not as it was when the plan of --apply was made, or is another file
+  64  the arguments make no sense, or the file of --apply is no plan
 
 Examples:
   qfsck repair --dry-run disk.qcow2            what would be done, and what would be left
   qfsck repair disk.qcow2                      show it, ask, do it
+  qfsck repair --plan disk.plan disk.qcow2     look now,
+  qfsck repair --apply disk.plan disk.qcow2    and do later exactly what was looked at, or nothing
+  qfsck repair --resume disk.qcow2             after a power cut in the middle of a repair
   qfsck repair --yes --undo-file /var/tmp/disk.undo disk.qcow2
   qfsck undo /var/tmp/disk.undo --image disk.qcow2")]
 pub(crate) struct RepairArgs {
@@ -172,13 +204,48 @@ pub(crate) struct RepairArgs {
     #[arg(long, value_enum, default_value = "all", value_name = "MODE")]
     pub(crate) mode: RepairMode,
 
+    /// What to do about clusters that two owners use and only one may
+    ///
+    /// With `clone` both keep what they read now, in clusters of their own; which of the two it belongs to, only the
+    /// guest can tell. With `keep` the cluster stays shared until somebody has looked.
+    #[arg(long, value_enum, default_value = "clone", value_name = "WHAT")]
+    pub(crate) overlaps: OverlapsArg,
+
+    /// Put findings of this code right even though something is lost for good that way
+    ///
+    /// A repair says of what it leaves whether this is the choice, and what would be lost. --yes never implies it. May be
+    /// given several times; `qfsck explain` lists the codes.
+    #[arg(long, value_name = "CODE", value_parser = parse_code)]
+    pub(crate) accept_loss: Vec<Code>,
+
     /// Where to keep what changes; by default beside the image, with .qfsck-undo behind its name
     #[arg(long, value_name = "PATH")]
     pub(crate) undo_file: Option<PathBuf>,
 
+    /// Write the plan to a new file as JSON, `-` for stdout, and change nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["yes", "undo_file"])]
+    pub(crate) plan: Option<PathBuf>,
+
+    /// Do what a plan file says, and only that: the options are taken from it, the plan is made again, and unless it is
+    /// the same, of the same file with the same metadata, nothing is written
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["plan", "mode", "overlaps", "accept_loss", "resume"]
+    )]
+    pub(crate) apply: Option<PathBuf>,
+
+    /// After a repair that was cut short: put the image back as it was, then repair it anew
+    #[arg(long, conflicts_with_all = ["plan", "dry_run"])]
+    pub(crate) resume: bool,
+
     /// Do not ask
     #[arg(short, long)]
     pub(crate) yes: bool,
+
+    /// How to show progress
+    #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
+    pub(crate) progress: ProgressMode,
 }
 
 /// Take a repair back: every sector as it was, from the undo file the repair left.
@@ -239,6 +306,52 @@ pub(crate) struct ExplainArgs {
     pub(crate) code: Option<String>,
 }
 
+/// Reads the code of a finding; of an unknown one, names those that are spelled alike.
+fn parse_code(id: &str) -> Result<Code, String> {
+    Code::from_id(id).ok_or_else(|| {
+        let mut close: Vec<(usize, &str)> = Code::ALL
+            .iter()
+            .map(|code| (distance(id, code.id()), code.id()))
+            .filter(|(distance, known)| *distance <= 3 || known.contains(id))
+            .collect();
+        close.sort_unstable();
+        // Beside a slip of the finger, what is further away is noise.
+        if let Some(&(best @ 0..=3, _)) = close.first() {
+            close.retain(|(distance, _)| *distance == best);
+        }
+        let close: Vec<&str> = close.into_iter().take(3).map(|(_, id)| id).collect();
+        match close.as_slice() {
+            [] => "there is no such finding; `qfsck explain` lists them all".to_owned(),
+            close => format!(
+                "there is no such finding; did you mean {}?",
+                close.join(" or ")
+            ),
+        }
+    })
+}
+
+/// How many letters must be put in, left out or exchanged to make one word of the other. Long words are not compared.
+fn distance(one: &str, other: &str) -> usize {
+    if one.len() > 64 {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+    for (line, letter) in one.chars().enumerate() {
+        let mut diagonal = line;
+        let mut left = line + 1;
+        for (cell, known) in row.iter_mut().skip(1).zip(other.chars()) {
+            let exchanged = diagonal + usize::from(letter != known);
+            diagonal = *cell;
+            left = exchanged.min(left + 1).min(diagonal + 1);
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = line + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
 /// Reads 327680, 0x50000 or 320K.
 fn parse_offset(text: &str) -> Result<u64, String> {
     let (number, shift) = match text.char_indices().last() {
@@ -267,6 +380,22 @@ mod tests {
     #[test]
     fn command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_code_is_answered_with_those_spelled_alike() {
+        assert_eq!(parse_code("refcount-leak"), Ok(Code::RefcountLeak));
+        for typo in ["refcount-leek", "refcount-laek", "refcountleak"] {
+            let answer = parse_code(typo).expect_err("no such code");
+            assert!(answer.contains("refcount-leak?"), "{answer}");
+        }
+        let part = parse_code("guest-data").expect_err("no such code");
+        assert!(part.contains("guest-data-overlap"), "{part}");
+        for hopeless in ["frobnicate-the-image", "", &"x".repeat(1000)] {
+            assert!(parse_code(hopeless).is_err());
+        }
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
     }
 
     #[test]

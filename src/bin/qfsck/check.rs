@@ -10,14 +10,17 @@ use qfsck::{Check, Error, Image, ImageFile, Options, Progress, file_length_bytes
 use crate::args::{CheckArgs, Output};
 use crate::exit::Outcome;
 use crate::progress::{Stopped, Watch};
-use crate::repair::interrupted;
 use crate::session::{Session, filename, sharing};
-use crate::{print, render, say};
+use crate::way_back::interrupted;
+use crate::{fix, print, render, say};
 
 /// Checks every image; the gravest outcome is the answer.
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
     if let Some(outcome) = refuse(args) {
         return outcome;
+    }
+    if let (Some(what), [path]) = (args.repair, args.images.as_slice()) {
+        return fix::run(args, path, what);
     }
     let mut worst = Outcome::Clean;
     for (index, path) in args.images.iter().enumerate() {
@@ -53,9 +56,15 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
 
 /// What cannot be done whatever the images are.
 fn refuse(args: &CheckArgs) -> Option<Outcome> {
-    if args.repair.is_some() {
+    if args.repair.is_some() && args.force_share {
         say(
-            "qfsck: -r is not in this version; `qfsck repair IMAGE` shows what it would do, asks, and can be undone",
+            "qfsck: -U reads while another program writes, -r must keep every other program out: give one of them",
+        );
+        return Some(Outcome::Usage);
+    }
+    if args.repair.is_some() && args.images.len() > 1 {
+        say(
+            "qfsck: -r repairs one image: each has an undo file and an answer of its own; repair them one by one",
         );
         return Some(Outcome::Usage);
     }
@@ -124,7 +133,8 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
     }
 }
 
-fn options(args: &CheckArgs) -> Result<Options, Error> {
+/// What to check besides the image itself.
+pub(crate) fn options(args: &CheckArgs) -> Result<Options, Error> {
     let data_file_bytes = args
         .data_file
         .as_deref()

@@ -7,12 +7,17 @@ mod args;
 mod check;
 mod exit;
 mod explain;
+mod fix;
+mod mend;
 mod owner;
+mod plan_file;
+mod plan_text;
 mod progress;
 mod render;
 mod repair;
 mod session;
 mod undo;
+mod way_back;
 
 use std::io::{self, Write};
 use std::panic;

@@ -1,9 +1,12 @@
 //! Watching a check: a bar or events, Ctrl-C, and the budget.
 //!
 //! Comes in: a [`Progress`] to poll. Goes out: talk on stderr, and the wish to stop. Never here: the check.
+//!
+//! What a signal does depends on what it meets: it stops a check or a plan, ends a question, and waits while an image is
+//! written to.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Once};
 use std::thread::{self, JoinHandle};
@@ -35,6 +38,46 @@ pub(crate) enum Stopped {
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
 static HANDLER: Once = Once::new();
 
+/// What a signal meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occupation {
+    /// Reading: the first signal stops it, the second ends the program.
+    Reading = 0,
+    /// A question on the terminal: the first signal ends the program.
+    Asking = 1,
+    /// Writing to an image: signals are counted, and wait.
+    Writing = 2,
+}
+
+static OCCUPATION: AtomicU8 = AtomicU8::new(Occupation::Reading as u8);
+
+/// As long as this lives, signals meet something else than reading.
+pub(crate) struct Occupied(());
+
+impl Occupied {
+    /// Somebody is asked a question.
+    pub(crate) fn asking() -> Self {
+        Self::with(Occupation::Asking)
+    }
+
+    /// An image is written to. Ending in the middle would do no harm, but leave work.
+    pub(crate) fn writing() -> Self {
+        Self::with(Occupation::Writing)
+    }
+
+    fn with(occupation: Occupation) -> Self {
+        HANDLER.call_once(install_signal_handler);
+        OCCUPATION.store(occupation as u8, Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        OCCUPATION.store(Occupation::Reading as u8, Relaxed);
+    }
+}
+
 /// A thread that watches one check.
 pub(crate) struct Watch {
     done: Sender<()>,
@@ -42,12 +85,31 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch.
+    /// Starts to watch a check or a plan, which signals and the budget stop.
     pub(crate) fn start(
         progress: Arc<Progress>,
         mode: ProgressMode,
         quiet: bool,
         budget: Option<Duration>,
+    ) -> Self {
+        Self::spawn(progress, mode, quiet, budget, true)
+    }
+
+    /// Starts to watch what goes on to its end, whatever comes.
+    pub(crate) fn start_unstoppable(
+        progress: Arc<Progress>,
+        mode: ProgressMode,
+        quiet: bool,
+    ) -> Self {
+        Self::spawn(progress, mode, quiet, None, false)
+    }
+
+    fn spawn(
+        progress: Arc<Progress>,
+        mode: ProgressMode,
+        quiet: bool,
+        budget: Option<Duration>,
+        heeds_signals: bool,
     ) -> Self {
         HANDLER.call_once(install_signal_handler);
         let show = match mode {
@@ -57,7 +119,7 @@ impl Watch {
         };
         let (done, end) = mpsc::channel();
         let watch = move || {
-            let mut watcher = Watcher::new(progress, show, budget);
+            let mut watcher = Watcher::new(progress, show, budget, heeds_signals);
             while end.recv_timeout(watcher.next_look()) == Err(RecvTimeoutError::Timeout) {
                 watcher.look();
             }
@@ -98,6 +160,7 @@ struct Watcher {
     progress: Arc<Progress>,
     show: Show,
     budget: Option<Duration>,
+    heeds_signals: bool,
     started: Instant,
     last_event: Instant,
     bar: Option<ProgressBar>,
@@ -105,12 +168,18 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn new(progress: Arc<Progress>, show: Show, budget: Option<Duration>) -> Self {
+    fn new(
+        progress: Arc<Progress>,
+        show: Show,
+        budget: Option<Duration>,
+        heeds_signals: bool,
+    ) -> Self {
         let now = Instant::now();
         Self {
             progress,
             show,
             budget,
+            heeds_signals,
             started: now,
             last_event: now,
             bar: None,
@@ -128,7 +197,7 @@ impl Watcher {
     }
 
     fn look(&mut self) {
-        if SIGNALS.load(Relaxed) > 0 {
+        if self.heeds_signals && SIGNALS.load(Relaxed) > 0 {
             self.stop(Stopped::Interrupted);
         } else if self
             .budget
@@ -180,21 +249,34 @@ impl Watcher {
     }
 }
 
-/// The first signal asks the check to stop and say what it knows; a second one ends the program at once, which is safe:
-/// nothing is ever written.
+/// The first signal asks a check to stop and say what it knows; a second one ends the program at once, which is safe:
+/// nothing is being written.
 fn install_signal_handler() {
     let handler = || {
-        if SIGNALS.fetch_add(1, Relaxed) > 0 {
-            #[expect(
-                clippy::exit,
-                reason = "the user asked twice; a read may hang for ever"
-            )]
-            std::process::exit(130);
+        let count = SIGNALS.fetch_add(1, Relaxed);
+        let occupation = OCCUPATION.load(Relaxed);
+        if occupation == Occupation::Writing as u8 {
+            return;
+        }
+        if occupation == Occupation::Asking as u8 {
+            say("\nqfsck: stopped by a signal; nothing was changed");
+            end(1);
+        }
+        if count > 0 {
+            end(130);
         }
     };
     if let Err(error) = ctrlc::set_handler(handler) {
         say(&format!(
-            "qfsck: Ctrl-C will end the check without a report: {error}"
+            "qfsck: Ctrl-C will end the program without a report: {error}"
         ));
     }
+}
+
+#[expect(
+    clippy::exit,
+    reason = "the user asked twice, or was being asked; a read may hang for ever"
+)]
+fn end(code: i32) -> ! {
+    std::process::exit(code)
 }

@@ -1,30 +1,48 @@
-//! `qfsck repair`: plan, show, ask, apply.
+//! `qfsck repair`: plan, show, ask, apply; or look only; or finish what was cut short.
+//!
+//! Comes in: arguments. Goes out: a plan on stdout, the talk on stderr, an exit code. Never here: what is planned, how it
+//! is applied.
 
-use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use qfsck::undo::{UndoFile, UndoState};
+use qfsck::report::PlanFile;
+use qfsck::undo::UndoFile;
 use qfsck::{
-    Error, Identity, Image, ImageFile, Mode, Options, Plan, Progress, RepairError, RepairFile,
-    RepairOptions, Sharing, Stage, StageKind, UndoSinkFile, escaped_path,
+    Check, Error, Image, ImageFile, Mode, Options, Overlaps, Plan, Progress, RepairFile,
+    RepairOptions, Sharing, UndoSinkFile,
 };
 
-use crate::args::{RepairArgs, RepairMode};
+use crate::args::{OverlapsArg, RepairArgs, RepairMode};
 use crate::exit::Outcome;
-use crate::render::{counted, wrapped};
-use crate::{finish, print, say};
+use crate::mend::{self, Manners, Site};
+use crate::progress::{Occupied, Watch};
+use crate::render::counted;
+use crate::way_back::{blocked, cut_repairs, interrupted, next_name, shell_word, undo_command};
+use crate::{finish, plan_file, plan_text, print, say};
 
-/// What an undo file's name ends in.
-pub(crate) const SUFFIX: &str = ".qfsck-undo";
+/// What a block device is told.
+pub(crate) const NEEDS_UNDO_FILE: &str =
+    "qfsck: a block device needs --undo-file, on a disk that survives a power cut";
 
 /// Plans a repair of one image, and applies it if asked to.
 pub(crate) fn run(args: &RepairArgs) -> Outcome {
-    let outcome = if args.dry_run {
-        dry_run(args)
+    let expected = match args.apply.as_deref().map(plan_file::read).transpose() {
+        Ok(expected) => expected,
+        Err(outcome) => return outcome,
+    };
+    let wishes = expected
+        .as_ref()
+        .map_or_else(|| wishes(args), |file| file.wishes().clone());
+    let job = Job {
+        args,
+        wishes,
+        expected,
+    };
+    let outcome = if args.dry_run || args.plan.is_some() {
+        job.look()
     } else {
-        repair(args)
+        job.repair()
     };
     outcome.unwrap_or_else(|error| {
         say(&format!("qfsck: {error}\n  {}", error.advice()));
@@ -33,21 +51,190 @@ pub(crate) fn run(args: &RepairArgs) -> Outcome {
 }
 
 fn wishes(args: &RepairArgs) -> RepairOptions {
-    RepairOptions::new(match args.mode {
-        RepairMode::Leaks => Mode::Leaks,
-        RepairMode::All => Mode::All,
-    })
+    RepairOptions {
+        mode: match args.mode {
+            RepairMode::Leaks => Mode::Leaks,
+            RepairMode::All => Mode::All,
+        },
+        overlaps: match args.overlaps {
+            OverlapsArg::Clone => Overlaps::Clone,
+            OverlapsArg::Keep => Overlaps::Keep,
+        },
+        accepted_losses: args.accept_loss.iter().copied().collect(),
+    }
 }
 
-fn dry_run(args: &RepairArgs) -> Result<Outcome, Error> {
-    let file = ImageFile::open(&args.image, Sharing::Protected)?;
-    let options = options(&file);
-    let image = Image::open(file, &args.image)?;
-    let plan = qfsck::plan(&image, &wishes(args), options, &Progress::default())?;
-    if let Some(outcome) = cannot_show(&plan) {
-        return Ok(outcome);
+/// What is to be done.
+struct Job<'a> {
+    args: &'a RepairArgs,
+    wishes: RepairOptions,
+    /// The plan that was looked at, if there is one: no other is applied.
+    expected: Option<PlanFile>,
+}
+
+/// A plan that may be gone on with, or how it ended.
+type Planned = Result<Plan, Outcome>;
+
+impl Job<'_> {
+    fn image(&self) -> &Path {
+        &self.args.image
     }
-    Ok(Outcome::of_check(&plan.before))
+
+    fn manners(&self) -> Manners {
+        Manners {
+            progress: self.args.progress,
+            quiet: false,
+            budget: None,
+        }
+    }
+
+    /// A dry run, or a plan for later.
+    fn look(&self) -> Result<Outcome, Error> {
+        let file = ImageFile::open(self.image(), Sharing::Protected)?;
+        if let Some(word) = interrupted(self.image()) {
+            say(&format!("qfsck: {word}"));
+        }
+        let plan = match self.planned(&file)? {
+            Ok(plan) => plan,
+            Err(outcome) => return Ok(outcome),
+        };
+        if let Some(to) = &self.args.plan {
+            let document = plan_file::document(&file, self.image(), &self.wishes, &plan)?;
+            let written = plan_file::write(to, &document);
+            if written != Outcome::Clean {
+                return Ok(written);
+            }
+        }
+        Ok(Outcome::of_check(&plan.before))
+    }
+
+    /// Plans, compares with what was looked at, and shows. A plan that nobody can read is not applied.
+    fn planned(&self, file: &ImageFile) -> Result<Planned, Error> {
+        let image = Image::open(file, self.image())?;
+        let options = options(file);
+        let (plan, stopped) = mend::plan(&image, &self.wishes, options, self.manners())?;
+        drop(image);
+        if stopped.is_some() {
+            return Ok(Err(stopped_before_writing()));
+        }
+        if let Some(expected) = &self.expected {
+            let document = plan_file::document(file, self.image(), &self.wishes, &plan)?;
+            if let Err(mismatch) = expected.compare(&document) {
+                say(&format!(
+                    "qfsck: {mismatch}\n  the image was not changed; look at a new plan with `qfsck repair --plan`"
+                ));
+                return Ok(Err(Outcome::Changed));
+            }
+        }
+        self.say_what_was_not_needed(&plan.before);
+        if !self.args.plan.as_deref().is_some_and(plan_file::is_dash) {
+            let shown = finish(print(|to| plan_text::write(to, &plan)));
+            if shown != Outcome::Clean {
+                return Ok(Err(shown));
+            }
+        }
+        Ok(Ok(plan))
+    }
+
+    fn say_what_was_not_needed(&self, before: &Check) {
+        for code in &self.wishes.accepted_losses {
+            if before.findings.total_of(*code).count == 0 {
+                say(&format!(
+                    "qfsck: --accept-loss {code} makes no difference: the image has no such finding"
+                ));
+            }
+        }
+    }
+
+    fn repair(&self) -> Result<Outcome, Error> {
+        let given = self.args.undo_file.as_deref();
+        let mut file = RepairFile::open(self.image())?;
+        if file.image().is_block_device() && given.is_none() {
+            say(NEEDS_UNDO_FILE);
+            return Ok(Outcome::Usage);
+        }
+        if self.args.resume {
+            if !self.may_ask() {
+                return Ok(Outcome::Incomplete);
+            }
+            if let Err(word) = put_back(&mut file, self.image(), given) {
+                say(&format!("qfsck: {word}"));
+                return Ok(Outcome::Incomplete);
+            }
+        } else if let Some(word) = blocked(self.image(), given) {
+            // Wherever the new undo file is to go: a repair that was cut short comes first.
+            say(&format!("qfsck: {word}"));
+            return Ok(Outcome::Incomplete);
+        }
+        let plan = match self.planned(file.image())? {
+            Ok(plan) => plan,
+            Err(outcome) => return Ok(outcome),
+        };
+        if plan.is_empty() {
+            return Ok(Outcome::of_check(&plan.before));
+        }
+        let undo_path = match next_name(self.image(), given) {
+            Ok(undo_path) => undo_path,
+            Err(word) => {
+                say(&format!("qfsck: {word}"));
+                return Ok(Outcome::Incomplete);
+            }
+        };
+        if !self.is_wanted() {
+            say("qfsck: nothing was changed");
+            return Ok(Outcome::of_check(&plan.before));
+        }
+        if Watch::is_interrupted() {
+            return Ok(stopped_before_writing());
+        }
+        let options = options(file.image());
+        let mut site = Site {
+            file: &mut file,
+            image: self.image(),
+            undo_path,
+            options,
+            manners: self.manners(),
+        };
+        let applied = mend::apply(&mut site, &plan);
+        let Ok(receipt) = applied.receipt else {
+            return Ok(Outcome::Incomplete);
+        };
+        say(&format!(
+            "repaired: {} written, read back and checked\n\
+             to go back: {} (keep the file until you are sure)",
+            counted(receipt.sectors_written, "sector"),
+            undo_command(self.image(), &site.undo_path)
+        ));
+        Ok(applied
+            .now
+            .map_or(Outcome::Incomplete, |now| Outcome::of_check(&now)))
+    }
+
+    /// Whether there is somebody to ask, or nobody needs to be asked.
+    fn may_ask(&self) -> bool {
+        let may_ask = self.args.yes || (io::stdin().is_terminal() && io::stderr().is_terminal());
+        if !may_ask {
+            say("qfsck: add --yes to apply this without a question, or --dry-run to only look");
+        }
+        may_ask
+    }
+
+    /// Asks on a terminal; elsewhere the answer is no.
+    fn is_wanted(&self) -> bool {
+        if self.args.yes || !self.may_ask() {
+            return self.args.yes;
+        }
+        let _signals_end_the_program = Occupied::asking();
+        // A terminal that cannot be written to cannot be asked.
+        let _asked = write!(io::stderr(), "Apply this plan? [y/N] ");
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+    }
+}
+
+fn stopped_before_writing() -> Outcome {
+    say("qfsck: stopped by a signal before anything was written; nothing was changed");
+    Outcome::Incomplete
 }
 
 fn options(file: &ImageFile) -> Options {
@@ -57,231 +244,45 @@ fn options(file: &ImageFile) -> Options {
     }
 }
 
-fn repair(args: &RepairArgs) -> Result<Outcome, Error> {
-    let mut file = RepairFile::open(&args.image)?;
-    let Some(undo_path) = undo_path(args, &file) else {
-        return Ok(Outcome::Usage);
-    };
-    // Also beside the image, wherever the new undo file is to go: a repair that was cut short comes first.
-    let word = interrupted(&args.image).or_else(|| leftover(&undo_path));
-    if let Some(word) = word {
-        say(&format!("qfsck: {word}"));
-        return Ok(Outcome::Incomplete);
-    }
-    let options = options(file.image());
-    let image = Image::open(&file, &args.image)?;
-    let plan = qfsck::plan(&image, &wishes(args), options, &Progress::default())?;
-    if let Some(outcome) = cannot_show(&plan) {
-        return Ok(outcome);
-    }
-    if plan.is_empty() {
-        return Ok(Outcome::of_check(&plan.before));
-    }
-    if !args.yes && !confirm() {
-        say("qfsck: nothing was changed");
-        return Ok(Outcome::of_check(&plan.before));
-    }
-    let identity = identity(args, &file);
-    let sink = || UndoSinkFile::create(&undo_path);
-    let progress = Progress::default();
-    match qfsck::apply(&mut file, &identity, &plan, options, &progress, sink) {
-        Ok(receipt) => {
-            let done = counted(receipt.sectors_written, "sector");
-            say(&format!(
-                "repaired: {done} written, read back and checked\n\
-                 to go back: qfsck undo {} (keep the file until you are sure)",
-                shell_word(&undo_path)
+/// Puts back what a repair left half done, and removes its undo file: after that, the image is as it was before.
+///
+/// A cut before the file is gone leaves a file that says "cut short" beside an image that is as it was, or on the way to
+/// it: the next `--resume` or `undo` goes on. A cut after it leaves the image as it was, and nothing else.
+fn put_back(file: &mut RepairFile, image: &Path, given: Option<&Path>) -> Result<(), String> {
+    let cut = cut_repairs(image, given);
+    let undo_path = match cut.as_slice() {
+        [] => {
+            say("no repair of this image was cut short; this is an ordinary repair");
+            return Ok(());
+        }
+        [undo_path] => undo_path,
+        [first, second, ..] => {
+            return Err(format!(
+                "{} and {} both are of repairs that were cut short; take back the later one with `qfsck undo` first",
+                shell_word(first),
+                shell_word(second)
             ));
-            Ok(Outcome::of_check(&plan.after))
         }
-        Err(error) => Ok(refuse(&error, &undo_path)),
-    }
-}
-
-fn refuse(error: &RepairError, undo_path: &Path) -> Outcome {
-    say(&format!("qfsck: {error}"));
-    if !matches!(error, RepairError::Image(_) | RepairError::UndoFile(_)) {
-        say(&format!("  the undo file is {}", shell_word(undo_path)));
-    }
-    Outcome::Incomplete
-}
-
-fn identity(args: &RepairArgs, file: &RepairFile) -> Identity {
-    let (device, inode) = file.device_and_inode().unwrap_or_default();
-    let path = args.image.as_os_str().as_bytes();
-    Identity {
-        device,
-        inode,
-        is_block_device: file.image().is_block_device(),
-        path: path.get(..4096).unwrap_or(path).to_vec(),
-    }
-}
-
-/// Where the undo file goes. Beside a device node it would be in memory, gone with a power cut.
-fn undo_path(args: &RepairArgs, file: &RepairFile) -> Option<PathBuf> {
-    if let Some(path) = &args.undo_file {
-        return Some(path.clone());
-    }
-    if file.image().is_block_device() {
-        say("qfsck: a block device needs --undo-file, on a disk that survives a power cut");
-        return None;
-    }
-    Some(beside(&args.image))
-}
-
-/// The undo file's name beside an image.
-pub(crate) fn beside(image: &Path) -> PathBuf {
-    let mut name = OsString::from(image);
-    name.push(SUFFIX);
-    PathBuf::from(name)
-}
-
-/// What an undo file that is already there means, and what to do about it.
-pub(crate) fn leftover(undo_path: &Path) -> Option<String> {
-    if !undo_path.exists() {
-        return None;
-    }
-    let path = shell_word(undo_path);
-    let bytes = match UndoSinkFile::read(undo_path) {
-        Ok(bytes) => bytes,
-        Err(error) => return Some(format!("{path} is there but cannot be read: {error}")),
     };
-    Some(match UndoFile::decode(&bytes).map(|file| file.state) {
-        Err(error) => format!("{path} {error}; move it away or give another --undo-file"),
-        Ok(UndoState::Incomplete) => {
-            format!("{path} is of a repair that never began; delete it and try again")
-        }
-        Ok(UndoState::Committed { .. }) => format!(
-            "a repair of this image was cut short; `qfsck undo {path}` puts the image back as it was"
-        ),
-        Ok(UndoState::Finished { .. }) => format!(
-            "{path} is the way back from an earlier repair; delete it if you no longer need it, or give another \
-             --undo-file"
-        ),
-    })
-}
-
-/// Whether a repair of this image was cut short, by the undo file beside it.
-pub(crate) fn interrupted(image: &Path) -> Option<String> {
-    let undo_path = beside(image);
-    if !undo_path.exists() {
-        return None;
-    }
-    let bytes = UndoSinkFile::read(&undo_path).ok()?;
-    let state = UndoFile::decode(&bytes).ok()?.state;
-    matches!(state, UndoState::Committed { .. }).then(|| {
-        format!(
-            "a repair was cut short; `qfsck undo {}` puts the image back as it was",
-            shell_word(&undo_path)
-        )
-    })
-}
-
-/// A path as a shell takes it: whole, printable, and the same path again when it is pasted.
-pub(crate) fn shell_word(path: &Path) -> String {
-    let bytes = path.as_os_str().as_bytes();
-    let shown = escaped_path(path);
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
-    if shown.chars().all(is_plain) {
-        shown
-    } else if shown.replace("\\\\", "\\").as_bytes() == bytes {
-        format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
-    } else {
-        let quoted = bytes.iter().map(|&byte| match byte {
-            b'\\' | b'\'' => format!("\\{}", char::from(byte)),
-            b' '..=b'~' => char::from(byte).to_string(),
-            _ => format!("\\x{byte:02x}"),
-        });
-        format!("$'{}'", quoted.collect::<String>())
-    }
-}
-
-/// Asks on a terminal; elsewhere the answer is no.
-fn confirm() -> bool {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        say("qfsck: add --yes to apply this without a question, or --dry-run to only look");
-        return false;
-    }
-    // A terminal that cannot be written to cannot be asked.
-    let _asked = write!(io::stderr(), "Apply this plan? [y/N] ");
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
-}
-
-/// Shows the plan. A plan that nobody can read is not applied.
-fn cannot_show(plan: &Plan) -> Option<Outcome> {
-    let outcome = finish(print(|to| write_plan(to, plan)));
-    (outcome != Outcome::Clean).then_some(outcome)
-}
-
-fn write_plan(to: &mut dyn Write, plan: &Plan) -> io::Result<()> {
-    if plan.is_empty() {
-        writeln!(to, "nothing to do")?;
-    } else {
-        writeln!(to, "plan (metadata only, no guest data is touched):")?;
-    }
-    for (number, stage) in (1..).zip(&plan.stages) {
-        writeln!(to, "  {number}. {}: {}", purpose(stage.kind), extent(stage))?;
-    }
-    for withheld in &plan.withheld {
-        let count = withheld.count;
-        writeln!(to, "  left as it is: {} ({count}×)", withheld.code)?;
-        wrapped(to, "      ", &withheld.reason)?;
-    }
-    writeln!(
-        to,
-        "verdict: {} now, {} afterwards",
-        plan.before.verdict.name(),
-        plan.after.verdict.name()
-    )
-}
-
-fn purpose(kind: StageKind) -> &'static str {
-    match kind {
-        StageKind::Guard => "set the corrupt bit, so that nothing writes to the image meanwhile",
-        StageKind::WriteNew => "write new structures and copies where nothing is",
-        StageKind::CorrectEntries => "correct entries that stand by themselves",
-        StageKind::SuspendBitmaps => "clear the autoclear bit of the bitmaps for the time being",
-        StageKind::SwitchRefcounts => "have the header name the new refcount table",
-        StageKind::SwitchPointers => "refer to the new structures instead of the old",
-        StageKind::ResumeBitmaps => "set the autoclear bit of the bitmaps again",
-        StageKind::RaiseRefcounts => "raise refcounts that are too low",
-        StageKind::ClearCopied => "clear COPIED flags that let writes through",
-        StageKind::LowerRefcounts => "lower refcounts that are too high",
-        StageKind::SetCopied => "set missing COPIED flags",
-        StageKind::ClearState => {
-            "read everything again, then write the final dirty and corrupt bits"
-        }
-    }
-}
-
-fn extent(stage: &Stage) -> String {
-    let sectors: u64 = stage
-        .edits
+    let word = shell_word(undo_path);
+    let cannot = |error: &dyn std::fmt::Display| format!("{word}: {error}");
+    let (sink, bytes) = UndoSinkFile::open(undo_path).map_err(|error| cannot(&error))?;
+    let undo = UndoFile::decode(&bytes).map_err(|error| cannot(&error))?;
+    let _signals_wait = Occupied::writing();
+    qfsck::undo_repair(file, &undo, &Progress::default(), || Ok(sink))
+        .map_err(|error| cannot(&error))?;
+    let removed = UndoSinkFile::open(undo_path).and_then(|(sink, _)| sink.remove());
+    removed.map_err(|error| {
+        format!("the image is as it was, but {word} cannot be removed: {error}")
+    })?;
+    let sectors: u64 = undo
+        .records
         .iter()
-        .map(|edit| edit.after.len().div_ceil(512) as u64)
+        .map(|record| record.original.len().div_ceil(512) as u64)
         .sum();
-    format!(
-        "{} in {}",
-        counted(stage.change_count(), "change"),
+    say(&format!(
+        "the repair that was cut short is taken back ({} put back), and made anew",
         counted(sectors, "sector")
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
-
-    use super::shell_word;
-
-    #[test]
-    fn shell_words_are_pasted_as_they_are() {
-        let word = |bytes: &[u8]| shell_word(OsStr::from_bytes(bytes).as_ref());
-        assert_eq!(word(b"/var/lib/disk.qcow2"), "/var/lib/disk.qcow2");
-        assert_eq!(word(b"a b'c"), "'a b'\\''c'");
-        assert_eq!(word(b"a\\b"), "'a\\b'");
-        assert_eq!(word(b"\x1b'\\\xff"), "$'\\x1b\\'\\\\\\xff'");
-        assert_eq!(word(&[b'd'; 1000]).len(), 1000);
-    }
+    ));
+    Ok(())
 }

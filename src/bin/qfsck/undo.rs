@@ -1,16 +1,14 @@
 //! `qfsck undo`: the way back.
 
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
-
 use qfsck::undo::{UndoFile, UndoState};
 use qfsck::{Progress, RepairFile, UndoSinkFile, escaped};
 
 use crate::args::UndoArgs;
 use crate::exit::Outcome;
+use crate::progress::Occupied;
 use crate::render::counted;
-use crate::repair::{SUFFIX, shell_word};
 use crate::say;
+use crate::way_back::{both_ways, cut_repairs, image_of, is_same, shell_word};
 
 /// Puts back what one repair changed.
 pub(crate) fn run(args: &UndoArgs) -> Outcome {
@@ -34,7 +32,7 @@ fn undo(args: &UndoArgs) -> Result<String, String> {
     let image_path = args
         .image
         .clone()
-        .or_else(|| image_beside(undo_path))
+        .or_else(|| image_of(undo_path))
         .ok_or_else(|| {
             format!(
                 "name the image with --image; the undo file was made for \"{}\"",
@@ -56,6 +54,13 @@ fn undo(args: &UndoArgs) -> Result<String, String> {
     }
     let mut storage =
         RepairFile::open(&image_path).map_err(|error| format!("{error}\n  {}", error.advice()))?;
+    // A later repair that was cut short is taken back before an earlier one.
+    let cut = cut_repairs(&image_path, None);
+    let is_cut = cut.iter().any(|cut| is_same(cut, undo_path));
+    if let Some(other) = cut.first().filter(|_| !is_cut) {
+        return Err(both_ways(&image_path, other));
+    }
+    let _signals_wait = Occupied::writing();
     qfsck::undo_repair(&mut storage, &file, &Progress::default(), || Ok(sink))
         .map_err(|error| error.to_string())?;
     drop(storage);
@@ -78,11 +83,4 @@ fn describe(state: UndoState) -> &'static str {
         UndoState::Committed { .. } => "was cut short",
         UndoState::Finished { .. } => "was finished",
     }
-}
-
-/// The undo file's name without its ending.
-fn image_beside(undo_path: &Path) -> Option<PathBuf> {
-    let name = undo_path.as_os_str().as_bytes();
-    let image = name.strip_suffix(SUFFIX.as_bytes())?;
-    Some(PathBuf::from(std::ffi::OsString::from_vec(image.to_vec())))
 }

@@ -1,0 +1,126 @@
+//! Planning and applying, watched: what `repair` and `check -r` have in common.
+//!
+//! Comes in: an image, wishes, and how to show progress. Goes out: a plan, or what applying one came to. Never here: a
+//! question, a result on stdout.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use qfsck::{
+    Check, Error, Image, Options, Plan, Progress, Receipt, RepairError, RepairFile, RepairOptions,
+    Storage, UndoSinkFile,
+};
+
+use crate::args::ProgressMode;
+use crate::plan_file::identity;
+use crate::progress::{Occupied, Stopped, Watch};
+use crate::say;
+use crate::way_back::{resume_command, shell_word, undo_command};
+
+/// How a run shows what it does, and how long it may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Manners {
+    pub(crate) progress: ProgressMode,
+    pub(crate) quiet: bool,
+    pub(crate) budget: Option<Duration>,
+}
+
+/// Plans a repair. A signal or the budget stops it; what was planned until then is not to be applied.
+pub(crate) fn plan<S: Storage>(
+    image: &Image<S>,
+    wishes: &RepairOptions,
+    options: Options,
+    manners: Manners,
+) -> Result<(Plan, Option<Stopped>), Error> {
+    let progress = Arc::new(Progress::default());
+    let watch = Watch::start(
+        Arc::clone(&progress),
+        manners.progress,
+        manners.quiet,
+        manners.budget,
+    );
+    let planned = qfsck::plan(image, wishes, options, &progress);
+    let stopped = watch.finish();
+    let stopped = stopped.or(Watch::is_interrupted().then_some(Stopped::Interrupted));
+    Ok((planned?, stopped))
+}
+
+/// An image that is to be changed, and where its undo file goes.
+pub(crate) struct Site<'a> {
+    pub(crate) file: &'a mut RepairFile,
+    pub(crate) image: &'a Path,
+    pub(crate) undo_path: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) manners: Manners,
+}
+
+/// What applying a plan came to.
+pub(crate) struct Applied {
+    pub(crate) receipt: Result<Receipt, RepairError>,
+    /// The image as it is now, read again; `None` where it cannot be opened any more.
+    pub(crate) now: Option<Check>,
+}
+
+/// Applies a plan and checks the image again. Signals wait until it is done.
+pub(crate) fn apply(site: &mut Site<'_>, plan: &Plan) -> Applied {
+    let _signals_wait = Occupied::writing();
+    let progress = Arc::new(Progress::default());
+    let Manners {
+        progress: mode,
+        quiet,
+        ..
+    } = site.manners;
+    let watch = Watch::start_unstoppable(Arc::clone(&progress), mode, quiet);
+    let identity = identity(site.file.image(), site.image);
+    let is_created = Cell::new(false);
+    let sink = || {
+        let sink = UndoSinkFile::create(&site.undo_path)?;
+        is_created.set(true);
+        Ok(sink)
+    };
+    let receipt = qfsck::apply(
+        &mut *site.file,
+        &identity,
+        plan,
+        site.options,
+        &progress,
+        sink,
+    );
+    let now = Image::open(&*site.file, site.image).ok();
+    let now = now.map(|image| qfsck::check(&image, site.options, &progress));
+    watch.finish();
+    if let Err(error) = &receipt {
+        explain(site, error, is_created.get());
+    }
+    if Watch::is_interrupted() {
+        say("qfsck: a signal came while the image was written to; the repair went on to its end");
+    }
+    Applied { receipt, now }
+}
+
+/// Says what went wrong, and how to go on.
+fn explain(site: &Site<'_>, error: &RepairError, is_created: bool) {
+    say(&format!("qfsck: {error}"));
+    if !is_created {
+        return;
+    }
+    if matches!(error, RepairError::UndoFile(_)) {
+        // The image was not written to: what there is of the file would only stand in the way.
+        let removed = UndoSinkFile::open(&site.undo_path).and_then(|(sink, _)| sink.remove());
+        if let Err(error) = removed {
+            let path = shell_word(&site.undo_path);
+            say(&format!(
+                "  {path} is of no use and can be deleted ({error})"
+            ));
+        }
+        return;
+    }
+    say(&format!(
+        "  the undo file is {}\n  `{}` puts the image back as it was, `{}` does that and repairs it anew",
+        shell_word(&site.undo_path),
+        undo_command(site.image, &site.undo_path),
+        resume_command(site.image, &site.undo_path)
+    ));
+}

@@ -1,0 +1,288 @@
+//! The way back: where undo files are, what those left behind mean, and what to do about them.
+//!
+//! Comes in: the path of an image. Goes out: a name for the next undo file, or why there shall be no repair now. Never
+//! here: writing or deleting anything.
+//!
+//! Beside an image stand `IMAGE.qfsck-undo`, `IMAGE.qfsck-undo.2`, … up to 99. One of a repair that was cut short keeps
+//! everything but `undo` and `repair --resume` from the image, whatever its number; finished ones only take up names.
+
+use std::ffi::OsString;
+use std::fs::symlink_metadata;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use qfsck::undo::{UndoError, UndoFile, UndoState};
+use qfsck::{UndoSinkFile, escaped_path};
+
+/// What an undo file's name ends in, but for its number.
+const SUFFIX: &str = ".qfsck-undo";
+/// Undo files that one image may have beside it.
+const MOST_FILES: u32 = 99;
+/// A longer undo file is not read whole only to tell whether a repair was cut short.
+const MOST_LOOKED_AT_BYTES: u64 = 64 << 20;
+
+/// What stands under the name of an undo file.
+enum Standing {
+    /// Nothing.
+    Free,
+    /// The way back from a repair that is done.
+    Finished,
+    /// What is left of a repair that never began.
+    NeverBegan,
+    /// The way back from a repair that was cut short.
+    Cut,
+    /// Anything else, in words.
+    Strange(String),
+}
+
+/// The name of the undo file with this number beside an image.
+fn beside(image: &Path, number: u32) -> PathBuf {
+    let mut name = OsString::from(image);
+    name.push(SUFFIX);
+    if number > 1 {
+        name.push(format!(".{number}"));
+    }
+    PathBuf::from(name)
+}
+
+/// All names beside an image that are taken; through a link, also those beside what it leads to.
+fn taken(image: &Path) -> impl Iterator<Item = PathBuf> {
+    let real = std::fs::canonicalize(image).ok();
+    let is_link = symlink_metadata(image).is_ok_and(|found| found.file_type().is_symlink());
+    let real = real.filter(|_| is_link);
+    let homes = std::iter::once(image.to_owned()).chain(real);
+    homes
+        .flat_map(|home| (1..=MOST_FILES).map(move |number| beside(&home, number)))
+        .filter(|path| symlink_metadata(path).is_ok())
+}
+
+/// The image an undo file is named after.
+pub(crate) fn image_of(undo_path: &Path) -> Option<PathBuf> {
+    let name = undo_path.as_os_str().as_bytes();
+    let unnumbered = name
+        .iter()
+        .rposition(|&byte| byte == b'.')
+        .and_then(|dot| name.split_at_checked(dot))
+        .filter(|(_, number)| is_number(number))
+        .map_or(name, |(head, _)| head);
+    let image = unnumbered.strip_suffix(SUFFIX.as_bytes())?;
+    Some(PathBuf::from(OsString::from_vec(image.to_vec())))
+}
+
+/// `.2` to `.99`.
+fn is_number(text: &[u8]) -> bool {
+    matches!(text, [b'.', b'2'..=b'9'] | [b'.', b'1'..=b'9', b'0'..=b'9'])
+}
+
+fn standing(path: &Path) -> Standing {
+    if symlink_metadata(path).is_err() {
+        return Standing::Free;
+    }
+    let bytes = match UndoSinkFile::read_at_most(path, MOST_LOOKED_AT_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return standing_of_long(path),
+        Err(error) => return Standing::Strange(format!("is there but cannot be read: {error}")),
+    };
+    match UndoFile::decode(&bytes).map(|file| file.state) {
+        Ok(UndoState::Finished { .. }) => Standing::Finished,
+        Ok(UndoState::Committed { .. }) => Standing::Cut,
+        Ok(UndoState::Incomplete) | Err(UndoError::NoHeader) => Standing::NeverBegan,
+        Err(error) => Standing::Strange(error.to_string()),
+    }
+}
+
+/// Too long to be proven: its last seals tell, and whoever undoes it reads it whole.
+fn standing_of_long(path: &Path) -> Standing {
+    match UndoSinkFile::read_tail(path) {
+        Ok(tail) if UndoFile::may_be_committed(&tail) => Standing::Cut,
+        Ok(_) => Standing::Finished,
+        Err(error) => Standing::Strange(format!("is there but cannot be read: {error}")),
+    }
+}
+
+/// The undo files of repairs of this image that were cut short, of those beside it and the one given.
+pub(crate) fn cut_repairs(image: &Path, given: Option<&Path>) -> Vec<PathBuf> {
+    let mut cut: Vec<PathBuf> = Vec::new();
+    for path in taken(image).chain(given.map(Path::to_owned)) {
+        let is_known = cut.iter().any(|known| is_same(known, &path));
+        if !is_known && matches!(standing(&path), Standing::Cut) {
+            cut.push(path);
+        }
+    }
+    cut
+}
+
+/// Whether two paths lead to the same file.
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    one == other || real(one) == real(other)
+}
+
+/// Whether a repair of this image was cut short, in words, by the undo files beside it. Little is read for it.
+pub(crate) fn interrupted(image: &Path) -> Option<String> {
+    taken(image).find_map(|path| {
+        let tail = UndoSinkFile::read_tail(&path).ok()?;
+        if !UndoFile::may_be_committed(&tail) {
+            return None;
+        }
+        let state = match UndoSinkFile::read_at_most(&path, MOST_LOOKED_AT_BYTES) {
+            Ok(bytes) => UndoFile::decode(&bytes).ok()?.state,
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Some(format!("it seems that {}", both_ways(image, &path)));
+            }
+            Err(_) => return None,
+        };
+        matches!(state, UndoState::Committed { .. }).then(|| both_ways(image, &path))
+    })
+}
+
+/// What to do about a repair that was cut short.
+pub(crate) fn both_ways(image: &Path, undo_path: &Path) -> String {
+    format!(
+        "a repair was cut short; `{}` finishes it, `{}` puts the image back as it was",
+        resume_command(image, undo_path),
+        undo_command(image, undo_path)
+    )
+}
+
+/// How a cut repair is finished.
+pub(crate) fn resume_command(image: &Path, undo_path: &Path) -> String {
+    let image_word = shell_word(image);
+    if image_of(undo_path).as_deref() == Some(image) {
+        format!("qfsck repair --resume {image_word}")
+    } else {
+        let undo_word = shell_word(undo_path);
+        format!("qfsck repair --resume --undo-file {undo_word} {image_word}")
+    }
+}
+
+/// How a repair is taken back.
+pub(crate) fn undo_command(image: &Path, undo_path: &Path) -> String {
+    let undo_word = shell_word(undo_path);
+    if image_of(undo_path).as_deref() == Some(image) {
+        format!("qfsck undo {undo_word}")
+    } else {
+        format!("qfsck undo {undo_word} --image {}", shell_word(image))
+    }
+}
+
+/// Why nothing but `undo` and `repair --resume` may touch the image, if so.
+pub(crate) fn blocked(image: &Path, given: Option<&Path>) -> Option<String> {
+    let cut = cut_repairs(image, given);
+    cut.first().map(|path| both_ways(image, path))
+}
+
+/// Where the undo file of the next repair goes.
+pub(crate) fn next_name(image: &Path, given: Option<&Path>) -> Result<PathBuf, String> {
+    if let Some(path) = given {
+        return match in_the_way(image, path) {
+            None => Ok(path.to_owned()),
+            Some((_, word)) => Err(word),
+        };
+    }
+    for number in 1..=MOST_FILES {
+        let path = beside(image, number);
+        match in_the_way(image, &path) {
+            None => return Ok(path),
+            Some((Passable::Yes, _)) => {}
+            Some((Passable::No, word)) => return Err(word),
+        }
+    }
+    Err(format!(
+        "{MOST_FILES} undo files stand beside {}; delete those that are not needed any more",
+        shell_word(image)
+    ))
+}
+
+/// Whether the next name may be taken instead.
+enum Passable {
+    Yes,
+    No,
+}
+
+/// What an undo file that is already there means, and what to do about it.
+fn in_the_way(image: &Path, undo_path: &Path) -> Option<(Passable, String)> {
+    let path = shell_word(undo_path);
+    Some(match standing(undo_path) {
+        Standing::Free => return None,
+        Standing::Finished => (
+            Passable::Yes,
+            format!(
+                "{path} is the way back from an earlier repair; delete it if you no longer need it, or give another \
+                 --undo-file"
+            ),
+        ),
+        Standing::NeverBegan => (
+            Passable::Yes,
+            format!("{path} is of a repair that never began; delete it and try again"),
+        ),
+        Standing::Cut => (Passable::No, both_ways(image, undo_path)),
+        Standing::Strange(what) => (
+            Passable::No,
+            format!("{path} {what}; move it away or give another --undo-file"),
+        ),
+    })
+}
+
+/// A path as a shell takes it: whole, printable, and the same path again when it is pasted.
+pub(crate) fn shell_word(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
+    let shown = escaped_path(path);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if shown.chars().all(is_plain) {
+        shown
+    } else if shown.replace("\\\\", "\\").as_bytes() == bytes {
+        format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
+    } else {
+        let quoted = bytes.iter().map(|&byte| match byte {
+            b'\\' | b'\'' => format!("\\{}", char::from(byte)),
+            b' '..=b'~' => char::from(byte).to_string(),
+            _ => format!("\\x{byte:02x}"),
+        });
+        format!("$'{}'", quoted.collect::<String>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn shell_words_are_pasted_as_they_are() {
+        let word = |bytes: &[u8]| shell_word(OsStr::from_bytes(bytes).as_ref());
+        assert_eq!(word(b"/var/lib/disk.qcow2"), "/var/lib/disk.qcow2");
+        assert_eq!(word(b"a b'c"), "'a b'\\''c'");
+        assert_eq!(word(b"a\\b"), "'a\\b'");
+        assert_eq!(word(b"\x1b'\\\xff"), "$'\\x1b\\'\\\\\\xff'");
+        assert_eq!(word(&[b'd'; 1000]).len(), 1000);
+    }
+
+    #[test]
+    fn an_undo_file_is_named_after_its_image_with_or_without_a_number() {
+        let image = Path::new("disk.qcow2");
+        for number in 1..=MOST_FILES {
+            let path = beside(image, number);
+            assert_eq!(image_of(&path).as_deref(), Some(image), "{path:?}");
+        }
+        let others = [
+            "disk.qfsck-undo.1",
+            "disk.qfsck-undo.02",
+            "disk.qfsck-undo.100",
+            "disk.qfsck-undo.x",
+            "disk.2",
+        ];
+        for other in others {
+            assert_eq!(image_of(Path::new(other)), None, "{other}");
+        }
+        // An image may itself have such a name.
+        let strange = Path::new("disk.qfsck-undo.2.qfsck-undo");
+        assert_eq!(
+            image_of(strange).as_deref(),
+            Some(Path::new("disk.qfsck-undo.2"))
+        );
+    }
+}
