@@ -135,7 +135,7 @@ fn read_start(storage: &impl Storage, length_bytes: u64) -> io::Result<Vec<u8>> 
 }
 
 /// Splits the area between the header and the backing file name (or the end of the first cluster).
-fn read_extensions(header: &Header, header_bytes: &[u8]) -> ExtensionArea {
+pub(crate) fn read_extensions(header: &Header, header_bytes: &[u8]) -> ExtensionArea {
     let start = u64::from(header.header_length);
     let shortest = if header.version == 2 {
         V2_HEADER_BYTES

@@ -294,7 +294,7 @@ fn run<S: Storage>(
         Pass::Entries => entries::correct(examination, wishes),
         Pass::Refcounts => refcounts::rebuild(examination)?,
         Pass::Raise => adjust::raise(examination),
-        Pass::Snapshots => snapshots::correct(examination, wishes)?,
+        Pass::Snapshots => snapshots::correct(examination, wishes, notes)?,
         Pass::Bitmaps => bitmaps::correct(examination, wishes)?,
         Pass::Overlaps => overlaps::part(examination, wishes)?,
         Pass::Lower => adjust::lower(examination, wishes, notes),

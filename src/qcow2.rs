@@ -19,9 +19,9 @@ mod snapshot;
 mod units;
 
 pub use bitmap::{
-    BITMAP_DIRECTORY_ENTRY_BYTES, BitmapDirectoryEntry, BitmapTableEntry, BitmapsExtension,
-    DirectoryDecode, MAX_BITMAP_DATA_BYTES, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAP_NAME_BYTES,
-    MAX_BITMAP_TABLE_ENTRIES, MAX_BITMAPS,
+    BITMAP_DIRECTORY_ENTRY_BYTES, BITMAPS_EXTENSION_BYTES, BitmapDirectoryEntry, BitmapTableEntry,
+    BitmapsExtension, DirectoryDecode, MAX_BITMAP_DATA_BYTES, MAX_BITMAP_DIRECTORY_BYTES,
+    MAX_BITMAP_NAME_BYTES, MAX_BITMAP_TABLE_ENTRIES, MAX_BITMAPS,
 };
 pub use bytes::{u16_at, u32_at, u64_at, words};
 pub use extension::{
@@ -47,6 +47,6 @@ pub use refcount::{
 };
 pub use snapshot::{
     MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_FIXED_BYTES,
-    SNAPSHOT_V3_EXTRA_BYTES, SnapshotEntry, SnapshotFixed,
+    SNAPSHOT_V3_EXTRA_BYTES, SnapshotEntry, SnapshotFixed, encode_snapshot_extra,
 };
 pub use units::{ClusterRange, GuestCluster, GuestOffset, GuestRange, HostCluster, HostOffset};

@@ -8,7 +8,7 @@
 //! `snapshots` (snapshot table), `mapping` (L1 tables), `bitmaps`; then `l2_table` for what is inside the L2 tables.
 
 pub(crate) mod batch;
-mod bitmaps;
+pub(crate) mod bitmaps;
 mod encryption;
 mod header;
 pub(crate) mod l2_table;

@@ -318,16 +318,16 @@ fn lay(file: &mut Vec<u8>, epoch: &[Arrival], arrived: &[bool]) {
 
 /// What was tried, and what was found wrong.
 #[derive(Debug, Default)]
-struct Score {
-    images: usize,
-    states: usize,
-    worse: Vec<String>,
-    undo_mismatches: Vec<String>,
+pub(crate) struct Score {
+    pub(crate) images: usize,
+    pub(crate) states: usize,
+    pub(crate) worse: Vec<String>,
+    pub(crate) undo_mismatches: Vec<String>,
     second_crashes: usize,
 }
 
 /// Repairs an image, cuts the power everywhere, and goes back from every state.
-fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &mut Score) {
+pub(crate) fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &mut Score) {
     let mut disk = Recording::new(start);
     disk.ignores_syncs = ignores_syncs;
     let sink = MemorySink::default();

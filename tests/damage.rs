@@ -88,7 +88,9 @@ impl Damage {
             let repaired = self.repaired(&damaged.bytes, mode);
             let mut moved = structures(&damaged.bytes);
             moved.extend(structures(&healthy.bytes));
-            for cluster in 0..healthy.cluster_count() {
+            // A bitmap that is dropped gives its clusters back: all it costs is a full backup.
+            let of_bitmaps = bitmap_clusters(healthy);
+            for cluster in (0..healthy.cluster_count()).filter(|it| !of_bitmaps.contains(it)) {
                 let damaged = if repaired == damaged.bytes {
                     stored_count(&damaged.bytes, cluster)
                 } else {
@@ -160,6 +162,19 @@ fn structures(bytes: &[u8]) -> BTreeSet<u64> {
     (table >> cluster_bits..end >> cluster_bits)
         .chain(blocks)
         .collect()
+}
+
+/// The clusters of the bitmaps: directory, tables and data.
+fn bitmap_clusters(image: &Forged) -> BTreeSet<u64> {
+    let mut offsets = BTreeSet::new();
+    for bitmap in 0..image.bitmap_count() {
+        offsets.extend([image.bitmap_directory(), image.bitmap_table(bitmap)]);
+        let entries = image.u32_at(image.bitmap_field(bitmap, "bitmap_table_size"));
+        let entries = usize::try_from(entries).expect("a small table");
+        offsets.extend((0..entries).filter_map(|entry| image.bitmap_data(bitmap, entry)));
+    }
+    let cluster_size = image.cluster_size();
+    offsets.iter().map(|offset| offset / cluster_size).collect()
 }
 
 fn check(bytes: &[u8], options: Options) -> Check {

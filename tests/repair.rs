@@ -2,6 +2,8 @@
 //!
 //! | module | what holds |
 //! |---|---|
+//! | `bitmaps` | bad bitmaps go, the others stay |
+//! | `snapshots` | no snapshot that could be read is lost with what was wrong in their table |
 //! | `guest` | the reader that says what a guest sees |
 //! | `overlaps` | clusters used twice get one owner each, or are left with a reason |
 //! | `content` | what was well defined before a repair is the same afterwards, in the active disk and every snapshot |
@@ -11,11 +13,13 @@
 //! Comes in: bytes of an image. Goes out: [`Repaired`], after everything that holds of every repair was held against it.
 //! Never here: what one kind of repair does in particular; that is the business of the modules.
 
+mod bitmaps;
 mod content;
 mod entries;
 mod guest;
 mod overlaps;
 pub(crate) mod refcounts;
+mod snapshots;
 
 use std::cell::RefCell;
 use std::fs;

@@ -1,18 +1,514 @@
-//! Bitmaps.
+//! Bitmaps: the directory without the bitmaps that cannot be believed, or the header without the extension.
 //!
-//! Comes in: an examination. Goes out: changes. Never here: a write.
+//! Comes in: an examination. Goes out: a new directory in new clusters, or the end of the bitmaps extension. Never here:
+//! a write into a bitmap, its table or an old directory; dropping a bitmap that nothing is wrong with.
+//!
+//! One bad bitmap keeps QEMU from opening the whole image. A bitmap that is dropped costs one full backup in place of an
+//! incremental one; a bitmap that is wrong costs the backup. So of two with one name neither stays, nor does one whose
+//! clusters something else uses.
+//!
+//! The extension may lie across two sectors, so nothing must believe it while it changes: the autoclear bit is cleared
+//! first and set last. A cut in between leaves bitmaps that count for nothing, which the next writer drops.
 
+use std::collections::BTreeMap;
 use std::io;
 
-use super::RepairOptions;
-use super::draft::Changes;
+use super::draft::{Changes, Fresh};
+use super::sectors::Patch;
+use super::space::{self, Space};
+use super::{Overlaps, RepairOptions, StageKind, Withheld, refcounts};
 use crate::check::Examination;
+use crate::finding::{Code, OwnerKind, Severity};
+use crate::image::read_extensions;
+use crate::qcow2::{
+    AUTOCLEAR_BITMAPS, BITMAPS_EXTENSION_BYTES, BitmapDirectoryEntry, BitmapsExtension,
+    ClusterRange, DirectoryDecode, Extension, ExtensionArea, ExtensionKind, HostCluster,
+    MAX_BITMAPS, SECTOR_BYTES, words,
+};
 use crate::storage::Storage;
+use crate::walk::bitmaps::{MAX_TABLE_ENTRIES_WALKED, judge_extension, walk_bitmap};
+use crate::walk::{Claim, Notes, Survey};
+
+/// Byte offset of the autoclear feature bits in a version 3 header.
+const AUTOCLEAR_FEATURES_OFFSET: u64 = 88;
+
+/// A directory larger than this is not written over another.
+const MAX_DIRECTORY_BYTES_IN_PLACE: u64 = 1 << 20;
+
+/// Findings this pass may do something about.
+const CODES: [Code; 10] = [
+    Code::BitmapsExtensionMalformed,
+    Code::BitmapDirectoryMalformed,
+    Code::BitmapEntryInvalid,
+    Code::BitmapNameDuplicate,
+    Code::BitmapTableSizeWrong,
+    Code::BitmapTablePastEnd,
+    Code::BitmapTableEntryInvalid,
+    Code::BitmapDataPastEnd,
+    Code::BitmapsStale,
+    Code::BitmapsAutoclearWithoutExtension,
+];
 
 /// What the examination calls for.
 pub(super) fn correct<S: Storage>(
-    _examination: &Examination<'_, S>,
-    _wishes: &RepairOptions,
+    examination: &Examination<'_, S>,
+    wishes: &RepairOptions,
 ) -> io::Result<Changes> {
-    Ok(Changes::default())
+    let repair = Repair {
+        examination,
+        drops_contested: wishes.overlaps == Overlaps::Clone,
+    };
+    let mut changes = Changes::default();
+    let is_found = CODES.iter().any(|&code| repair.found(code));
+    if (is_found || repair.has_contested_claim())
+        && let Err(reason) = repair.plan_bitmaps(&mut changes)?
+    {
+        changes = Changes::default();
+        changes.withheld = repair.for_all(&reason);
+    }
+    Ok(changes)
+}
+
+/// A bitmap as the directory lists it.
+struct Listed {
+    /// The entry's bytes, padding included.
+    bytes: Vec<u8>,
+    name: Vec<u8>,
+    /// Nothing is wrong with it by itself.
+    is_sound: bool,
+    claims: Vec<Claim>,
+}
+
+/// The directory, as far as it can be read.
+#[derive(Default)]
+struct Directory {
+    clusters: Option<ClusterRange>,
+    /// As many as the extension counts.
+    listed: Vec<Listed>,
+    /// What follows those, where it reads as bitmaps.
+    extra: Vec<Listed>,
+    /// It holds what the extension says, no more and no less.
+    is_whole: bool,
+}
+
+struct Repair<'a, 'e, S> {
+    examination: &'a Examination<'e, S>,
+    drops_contested: bool,
+}
+
+impl<S: Storage> Repair<'_, '_, S> {
+    fn found(&self, code: Code) -> bool {
+        self.count_of(code) > 0
+    }
+
+    fn count_of(&self, code: Code) -> u64 {
+        self.examination.notes.findings.total_of(code).count
+    }
+
+    /// A reason for each error of this pass; notices need none.
+    fn for_all(&self, reason: &str) -> Vec<Withheld> {
+        let errors = CODES
+            .into_iter()
+            .filter(|code| self.found(*code) && code.severity() > Severity::Notice);
+        errors
+            .map(|code| Withheld {
+                code,
+                count: self.count_of(code),
+                reason: reason.to_owned(),
+            })
+            .collect()
+    }
+
+    /// The finding that a change answers.
+    fn because(&self) -> Code {
+        let found = CODES.into_iter().find(|&code| self.found(code));
+        found.unwrap_or(Code::MetadataOverlap)
+    }
+
+    fn is_contested(&self, clusters: ClusterRange) -> bool {
+        let mut clusters = clusters.clusters();
+        clusters.any(|cluster| self.examination.has_conflict(cluster))
+    }
+
+    fn has_contested_claim(&self) -> bool {
+        let kinds = [
+            OwnerKind::BitmapDirectory,
+            OwnerKind::BitmapTable,
+            OwnerKind::BitmapData,
+        ];
+        let claims = self.examination.survey.claims.iter();
+        let mut of_bitmaps = claims.filter(|claim| kinds.contains(&claim.kind));
+        self.drops_contested
+            && self.found(Code::MetadataOverlap)
+            && of_bitmaps.any(|claim| self.is_contested(claim.clusters))
+    }
+
+    /// Plans everything; the inner error says why nothing is planned.
+    fn plan_bitmaps(&self, changes: &mut Changes) -> io::Result<Result<(), String>> {
+        let image = self.examination.walk.image;
+        if self.examination.notes.coverage.failure_count() > 0 {
+            return Ok(Err("not every table could be read".to_owned()));
+        }
+        if self.examination.has_conflict(HostCluster(0)) {
+            return Ok(Err(
+                "something else uses the header's cluster too".to_owned()
+            ));
+        }
+        let area = image.extensions();
+        let mut found = area
+            .extensions
+            .iter()
+            .filter(|extension| extension.kind == ExtensionKind::Bitmaps);
+        let Some(extension) = found.next() else {
+            self.clear_lone_bit(changes);
+            return Ok(Ok(()));
+        };
+        if found.next().is_some() {
+            return Ok(Err(
+                "there are two bitmaps extensions, and which one is right nobody knows".to_owned(),
+            ));
+        }
+        let is_live = image.header().has_consistent_bitmaps();
+        let with_length = self.with_right_length(extension);
+        if let Some(area) = with_length.as_ref().filter(|_| is_live)
+            && self.is_sound_area(area)?
+        {
+            let stage = StageKind::CorrectEntries;
+            let patch = Patch::half_word(
+                stage,
+                self.because(),
+                extension.offset + 4,
+                BITMAPS_EXTENSION_BYTES,
+            );
+            changes.patches.push(patch);
+            return Ok(Ok(()));
+        }
+        let area = with_length.as_ref().unwrap_or(area);
+        let extension = area.find(ExtensionKind::Bitmaps).unwrap_or(extension);
+        let judged = judge_extension(self.examination.walk, extension);
+        let directory = match judged {
+            Ok(bitmaps) => self.read_directory(bitmaps)?,
+            Err(_) => Directory::default(),
+        };
+        if !is_live {
+            self.release_unclaimed(directory.clusters, &directory.listed, changes);
+            self.remove_extension(area, extension, changes);
+            return Ok(Ok(()));
+        }
+        self.plan_live(area, extension, &directory, changes)
+    }
+
+    /// The bit without bitmaps: the specification calls it an error. While something leaks, it may be all that is left
+    /// of them.
+    fn clear_lone_bit(&self, changes: &mut Changes) {
+        let leaks = self.examination.notes.findings.count_of(Severity::Leak);
+        if self.found(Code::BitmapsAutoclearWithoutExtension) && leaks == 0 {
+            changes
+                .patches
+                .push(self.autoclear(StageKind::SuspendBitmaps, false));
+        }
+    }
+
+    fn autoclear(&self, stage: StageKind, is_set: bool) -> Patch {
+        let features = self.examination.walk.image.header().autoclear_features;
+        let features = if is_set {
+            features | AUTOCLEAR_BITMAPS
+        } else {
+            features & !AUTOCLEAR_BITMAPS
+        };
+        Patch::word(stage, self.because(), AUTOCLEAR_FEATURES_OFFSET, features)
+    }
+
+    /// The extension area as it is with 24 bytes of bitmaps extension, where it has another number now and makes sense
+    /// with that one.
+    fn with_right_length(&self, extension: &Extension) -> Option<ExtensionArea> {
+        let length = usize::try_from(BITMAPS_EXTENSION_BYTES).ok()?;
+        if extension.data.len() == length {
+            return None;
+        }
+        let image = self.examination.walk.image;
+        let mut bytes = image.header_bytes().to_vec();
+        let start = usize::try_from(extension.offset).ok()?.checked_add(4)?;
+        let field = bytes.get_mut(start..start.checked_add(4)?)?;
+        field.copy_from_slice(&BITMAPS_EXTENSION_BYTES.to_be_bytes());
+        let area = read_extensions(image.header(), &bytes);
+        let found = area.find(ExtensionKind::Bitmaps)?;
+        (area.overrun.is_none() && found.offset == extension.offset).then_some(area)
+    }
+
+    /// Whether the bitmaps of an extension area are all that they should be.
+    fn is_sound_area(&self, area: &ExtensionArea) -> io::Result<bool> {
+        let extension = area.find(ExtensionKind::Bitmaps);
+        let judged = extension.map(|extension| judge_extension(self.examination.walk, extension));
+        let Some(Ok(bitmaps)) = judged else {
+            return Ok(false);
+        };
+        let directory = self.read_directory(bitmaps)?;
+        let stays = self.stays(&directory);
+        Ok(directory.is_whole && stays.iter().all(|&stays| stays))
+    }
+
+    /// Reads the directory, and judges each bitmap by itself.
+    fn read_directory(&self, bitmaps: BitmapsExtension) -> io::Result<Directory> {
+        let walk = self.examination.walk;
+        let (offset, bytes) = (bitmaps.directory_offset, bitmaps.directory_bytes);
+        let mut directory = Directory::default();
+        let Ok(clusters) = walk.geometry.admit_table(offset, bytes) else {
+            return Ok(directory);
+        };
+        directory.clusters = Some(clusters);
+        let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        walk.image.read_into(offset, &mut content)?;
+        let mut rest = content.as_slice();
+        let mut budget = MAX_TABLE_ENTRIES_WALKED;
+        for index in 0..MAX_BITMAPS {
+            let DirectoryDecode::Entry(entry, step) = BitmapDirectoryEntry::decode(rest) else {
+                break;
+            };
+            let step = usize::try_from(step).unwrap_or(usize::MAX);
+            let (mut survey, mut notes) = (Survey::default(), Notes::default());
+            walk_bitmap(walk, index, &entry, &mut budget, &mut survey, &mut notes);
+            if notes.coverage.failure_count() > 0 {
+                return Err(io::Error::other("a bitmap's table could not be read"));
+            }
+            let errors = notes.findings.count_of(Severity::Corruption);
+            let listed = Listed {
+                bytes: rest.get(..step).unwrap_or(rest).to_vec(),
+                name: entry.name,
+                is_sound: errors == 0 && notes.coverage.gap_count() == 0,
+                claims: survey.claims,
+            };
+            if index < bitmaps.bitmap_count {
+                directory.listed.push(listed);
+            } else {
+                directory.extra.push(listed);
+            }
+            rest = rest.get(step..).unwrap_or(&[]);
+        }
+        let count = u32::try_from(directory.listed.len()).unwrap_or(u32::MAX);
+        directory.is_whole =
+            count == bitmaps.bitmap_count && directory.extra.is_empty() && rest.is_empty();
+        Ok(directory)
+    }
+
+    /// Which of the listed bitmaps stay: sound, the only one of their name, and their clusters nobody else's.
+    fn stays(&self, directory: &Directory) -> Vec<bool> {
+        let mut names: BTreeMap<&[u8], u32> = BTreeMap::new();
+        for bitmap in &directory.listed {
+            *names.entry(&bitmap.name).or_default() += 1;
+        }
+        let listed = directory.listed.iter();
+        listed
+            .map(|bitmap| {
+                let is_contested = self.drops_contested
+                    && bitmap
+                        .claims
+                        .iter()
+                        .any(|claim| self.is_contested(claim.clusters));
+                bitmap.is_sound && names.get(bitmap.name.as_slice()) == Some(&1) && !is_contested
+            })
+            .collect()
+    }
+
+    /// Bitmaps that are believed: the bad ones go.
+    fn plan_live(
+        &self,
+        area: &ExtensionArea,
+        extension: &Extension,
+        directory: &Directory,
+        changes: &mut Changes,
+    ) -> io::Result<Result<(), String>> {
+        let stays = self.stays(directory);
+        let is_contested =
+            self.drops_contested && directory.clusters.is_some_and(|all| self.is_contested(all));
+        if directory.is_whole && !is_contested && stays.iter().all(|&stays| stays) {
+            return Ok(Ok(()));
+        }
+        if !extension.offset.is_multiple_of(8) {
+            return Ok(Err(
+                "the extension does not lie at a multiple of eight bytes".to_owned(),
+            ));
+        }
+        changes
+            .patches
+            .push(self.autoclear(StageKind::SuspendBitmaps, false));
+        self.release_unclaimed(None, &directory.extra, changes);
+        let mut content = Vec::new();
+        let mut count = 0_u32;
+        for (bitmap, stays) in directory.listed.iter().zip(stays) {
+            if stays {
+                content.extend_from_slice(&bitmap.bytes);
+                count += 1;
+            } else {
+                let claims = bitmap.claims.iter().map(|claim| claim.clusters);
+                changes.released.extend(self.alone(claims));
+            }
+        }
+        if count == 0 {
+            changes.released.extend(self.alone(directory.clusters));
+            self.remove_extension(area, extension, changes);
+            return Ok(Ok(()));
+        }
+        self.switch_directory(extension, count, content, directory.clusters, changes)
+    }
+
+    /// The clusters of ranges that nothing else uses.
+    fn alone(&self, ranges: impl IntoIterator<Item = ClusterRange>) -> Vec<ClusterRange> {
+        let clusters = ranges.into_iter().flat_map(ClusterRange::clusters);
+        clusters
+            .filter(|&cluster| !self.examination.has_conflict(cluster))
+            .map(ClusterRange::one)
+            .collect()
+    }
+
+    /// A new directory, and the extension that names it.
+    ///
+    /// It lies in new clusters. Where the file must not grow, because the very bitmaps to be dropped point past its end, it
+    /// takes the place of the old one, which nothing believes while the autoclear bit is clear.
+    fn switch_directory(
+        &self,
+        extension: &Extension,
+        count: u32,
+        content: Vec<u8>,
+        old: Option<ClusterRange>,
+        changes: &mut Changes,
+    ) -> io::Result<Result<(), String>> {
+        let geometry = self.examination.walk.geometry;
+        let directory_bytes = content.len() as u64;
+        let mut space = match Space::new(self.examination) {
+            Ok(space) => space,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let clusters = geometry.clusters_for(directory_bytes);
+        let in_place = old.filter(|&old| {
+            directory_bytes <= MAX_DIRECTORY_BYTES_IN_PLACE && !self.is_contested(old)
+        });
+        let first = match (space.take(clusters, 1), in_place) {
+            (Some(first), _) => {
+                changes.fresh.push(self.fresh(first, clusters, content));
+                changes.released.extend(self.alone(old));
+                first
+            }
+            (None, Some(old)) => {
+                let offset = geometry.offset_of(old.start).0;
+                changes
+                    .patches
+                    .extend(self.words_at(offset, words(&content)));
+                old.start
+            }
+            (None, None) => return Ok(Err(space::no_room(self.examination))),
+        };
+        let data = BitmapsExtension {
+            bitmap_count: count,
+            reserved: 0,
+            directory_bytes,
+            directory_offset: geometry.offset_of(first),
+        };
+        let fields = self.words_at(extension.offset + 8, data.encode());
+        changes.patches.extend(fields);
+        changes
+            .patches
+            .push(self.autoclear(StageKind::ResumeBitmaps, true));
+        if changes.fresh.is_empty() {
+            return Ok(Ok(()));
+        }
+        refcounts::cover(self.examination, &mut space, self.because(), changes)
+    }
+
+    fn fresh(&self, cluster: HostCluster, clusters: u64, mut bytes: Vec<u8>) -> Fresh {
+        let cluster_bytes = self.examination.walk.geometry.cluster_bytes();
+        let whole = clusters.saturating_mul(cluster_bytes);
+        bytes.resize(usize::try_from(whole).unwrap_or(bytes.len()), 0);
+        Fresh {
+            cluster,
+            bytes,
+            because: self.because(),
+        }
+    }
+
+    /// Words from `offset` on, while nothing believes the bitmaps.
+    fn words_at(&self, offset: u64, words: impl IntoIterator<Item = u64>) -> Vec<Patch> {
+        let (stage, because) = (StageKind::SwitchPointers, self.because());
+        let offsets = (offset..).step_by(8);
+        let patches = offsets.zip(words);
+        patches
+            .map(|(offset, word)| Patch::word(stage, because, offset, word))
+            .collect()
+    }
+
+    /// Ends the life of the extension, where that takes one sector. Elsewhere it stays, and nothing believes it.
+    fn remove_extension(&self, area: &ExtensionArea, extension: &Extension, changes: &mut Changes) {
+        if let Some(patches) = self.removal(area, extension) {
+            changes.patches.extend(patches);
+            return;
+        }
+        let reason = "the extension cannot be taken out of the header in one sector; nothing believes it any more, and the next \
+            program that writes to the image drops it";
+        changes.withheld.push(Withheld {
+            code: Code::BitmapsStale,
+            count: 1,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// The words of the extension area that change when the extension goes, if they are all in one sector.
+    fn removal(&self, area: &ExtensionArea, extension: &Extension) -> Option<Vec<Patch>> {
+        let step = |extension: &Extension| 8 + (extension.data.len() as u64).next_multiple_of(8);
+        let start = extension.offset;
+        if !start.is_multiple_of(8) || area.overrun.is_some() {
+            return None;
+        }
+        let last = area.extensions.last()?;
+        if last.offset == start {
+            return Some(self.words_at(start, [0]));
+        }
+        let end = last.offset + step(last);
+        if start / SECTOR_BYTES != (end - 1) / SECTOR_BYTES {
+            return None;
+        }
+        let range =
+            |from: u64, to: u64| Some(usize::try_from(from).ok()?..usize::try_from(to).ok()?);
+        let header_bytes = self.examination.walk.image.header_bytes();
+        let mut later = header_bytes
+            .get(range(start + step(extension), end)?)?
+            .to_vec();
+        // What follows is zero, and so an end marker.
+        later.resize(usize::try_from(end - start).ok()?, 0);
+        Some(self.words_at(start, words(&later)))
+    }
+
+    /// Releases what bitmaps that nobody believed have left behind, as far as it is what it seems.
+    ///
+    /// Their clusters were never claimed, and may have been used for something else since. A list of offsets may be an L1
+    /// table as well as a bitmap's: it is let go only where every cluster it names is counted once, for the bitmap. The
+    /// bits themselves say nothing of what they are, so they are looked through like every other leak.
+    fn release_unclaimed(
+        &self,
+        directory: Option<ClusterRange>,
+        bitmaps: &[Listed],
+        changes: &mut Changes,
+    ) {
+        let is_sound = !bitmaps.is_empty() && bitmaps.iter().all(|bitmap| bitmap.is_sound);
+        if !is_sound {
+            return;
+        }
+        let leaked_once: Vec<HostCluster> = self
+            .examination
+            .differences()
+            .into_iter()
+            .filter(|known| known.stored == Some(1) && known.expected == 0)
+            .map(|known| known.cluster)
+            .collect();
+        let is_leaked = |claim: &Claim| {
+            let mut clusters = claim.clusters.clusters();
+            clusters.all(|cluster| leaked_once.binary_search(&cluster).is_ok())
+        };
+        let claims = bitmaps.iter().flat_map(|bitmap| &bitmap.claims);
+        if !claims.clone().all(is_leaked) {
+            return;
+        }
+        let tables = claims.filter(|claim| claim.kind == OwnerKind::BitmapTable);
+        let tables = tables.map(|claim| claim.clusters);
+        changes.released.extend(self.alone(tables.chain(directory)));
+    }
 }

@@ -185,6 +185,18 @@ fn may_lower<'a, S: Storage>(
     Err(format!("see {}", Code::LostMappingSuspected))
 }
 
+/// Why some cluster that would be freed may be the only way to live data, if one is.
+pub(super) fn suspicion<S: Storage>(
+    examination: &Examination<'_, S>,
+    draft: &DraftNotes,
+) -> Option<String> {
+    let cluster_bytes = examination.walk.geometry.cluster_bytes();
+    match suspicious_clusters(examination, draft) {
+        Ok(suspects) => (!suspects.is_empty()).then(|| describe(&suspects, cluster_bytes)),
+        Err(reason) => Some(reason),
+    }
+}
+
 /// A leaked cluster that may be a table, and how many overcounted clusters it would map.
 #[derive(Clone, Copy, Debug)]
 struct Suspect {

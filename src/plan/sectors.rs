@@ -58,6 +58,18 @@ impl Patch {
         }
     }
 
+    /// A patch of a single byte.
+    pub(super) fn byte(stage: StageKind, because: Code, offset: u64, value: u8) -> Self {
+        Self {
+            stage,
+            because,
+            offset,
+            bytes: 1,
+            mask: u64::from(u8::MAX),
+            value: u64::from(value),
+        }
+    }
+
     /// A patch of the refcount at `index` of the block at `block_offset`.
     pub(super) fn refcount(
         stage: StageKind,

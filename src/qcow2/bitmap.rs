@@ -32,6 +32,9 @@ const FLAG_IN_USE: u32 = 1;
 const FLAG_AUTO: u32 = 2;
 const FLAG_EXTRA_DATA_COMPATIBLE: u32 = 4;
 
+/// Bytes of the bitmaps extension's data.
+pub const BITMAPS_EXTENSION_BYTES: u32 = 24;
+
 /// The bitmaps header extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BitmapsExtension {
@@ -57,6 +60,15 @@ impl BitmapsExtension {
             directory_bytes: u64_at(data, 8)?,
             directory_offset: HostOffset(u64_at(data, 16)?),
         })
+    }
+
+    /// The extension's data as the three words it is made of.
+    pub fn encode(self) -> [u64; 3] {
+        [
+            u64::from(self.bitmap_count) << 32 | u64::from(self.reserved),
+            self.directory_bytes,
+            self.directory_offset.0,
+        ]
     }
 }
 
@@ -163,6 +175,13 @@ mod tests {
             OFFSET.count_ones() + ALL_ONES.count_ones() + RESERVED.count_ones(),
             64
         );
+    }
+
+    #[test]
+    fn encoding_the_extension_as_it_was_decoded_gives_its_bytes() {
+        let data: Vec<u8> = (1..=24).collect();
+        let words = BitmapsExtension::decode(&data).expect("24 bytes").encode();
+        assert_eq!(words.map(u64::to_be_bytes).concat(), data);
     }
 
     #[test]

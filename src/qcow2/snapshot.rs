@@ -17,6 +17,11 @@ pub const MAX_SNAPSHOTS: u32 = 65_536;
 /// QEMU's limit of the whole snapshot table.
 pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
 
+/// The extra data version 3 demands.
+pub fn encode_snapshot_extra(vm_state_bytes: u64, disk_bytes: u64) -> Vec<u8> {
+    [vm_state_bytes.to_be_bytes(), disk_bytes.to_be_bytes()].concat()
+}
+
 /// The fixed part of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(
@@ -68,6 +73,21 @@ impl SnapshotFixed {
         })
     }
 
+    /// Writes the fixed part, the reverse of [`decode`](Self::decode).
+    pub fn encode(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(40);
+        bytes.extend(self.l1_table_offset.0.to_be_bytes());
+        bytes.extend(self.l1_size.to_be_bytes());
+        bytes.extend(self.id_size.to_be_bytes());
+        bytes.extend(self.name_size.to_be_bytes());
+        bytes.extend(self.date_seconds.to_be_bytes());
+        bytes.extend(self.date_nanoseconds.to_be_bytes());
+        bytes.extend(self.vm_clock_nanoseconds.to_be_bytes());
+        bytes.extend(self.vm_state_size.to_be_bytes());
+        bytes.extend(self.extra_data_size.to_be_bytes());
+        bytes
+    }
+
     /// Bytes of the whole entry without the padding behind it.
     pub fn entry_bytes(self) -> u64 {
         SNAPSHOT_FIXED_BYTES
@@ -100,6 +120,20 @@ impl SnapshotEntry {
             id: bytes.get(extra_end..id_end)?.to_vec(),
             name: bytes.get(id_end..name_end)?.to_vec(),
         })
+    }
+
+    /// Writes the entry with this extra data and this ID, and the padding behind it; `None` where a length has no room in
+    /// its field.
+    pub fn encode(&self, extra_data: &[u8], id: &[u8]) -> Option<Vec<u8>> {
+        let fixed = SnapshotFixed {
+            id_size: u16::try_from(id.len()).ok()?,
+            name_size: u16::try_from(self.name.len()).ok()?,
+            extra_data_size: u32::try_from(extra_data.len()).ok()?,
+            ..self.fixed
+        };
+        let mut bytes = [&fixed.encode(), extra_data, id, &self.name].concat();
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        Some(bytes)
     }
 
     /// Nothing at all in it: what a count larger than the table makes of the zeros behind it.
@@ -149,6 +183,39 @@ mod tests {
             assert_eq!(SnapshotEntry::decode(&bytes[..length], 0), None);
         }
         assert!(SnapshotEntry::decode(&bytes, 0).is_some());
+    }
+
+    #[test]
+    fn encoding_an_entry_as_it_was_decoded_gives_its_bytes() {
+        for extra in [&[][..], &[7; 8], &[9; 16], &[1; 31]] {
+            let mut bytes = entry(extra, b"12", b"name");
+            bytes[16..32].copy_from_slice(&[3; 16]);
+            let decoded = SnapshotEntry::decode(&bytes, 0).expect("whole");
+            let mut padded = bytes.clone();
+            padded.resize(bytes.len().next_multiple_of(8), 0);
+            assert_eq!(decoded.encode(extra, b"12"), Some(padded));
+        }
+    }
+
+    #[test]
+    fn other_extra_data_and_another_id_change_nothing_else() {
+        let decoded = SnapshotEntry::decode(&entry(&[], b"1", b"name"), 0).expect("whole");
+        let bytes = decoded.encode(&encode_snapshot_extra(5, 6), b"234");
+        let encoded = SnapshotEntry::decode(&bytes.expect("short"), 0).expect("whole");
+        assert_eq!((encoded.vm_state_bytes, encoded.disk_bytes), (5, Some(6)));
+        assert_eq!((&*encoded.id, &*encoded.name), (&b"234"[..], &b"name"[..]));
+        let fixed = SnapshotFixed {
+            id_size: 1,
+            extra_data_size: 0,
+            ..encoded.fixed
+        };
+        assert_eq!(fixed, decoded.fixed);
+    }
+
+    #[test]
+    fn id_longer_than_its_length_field_can_say_is_not_encoded() {
+        let decoded = SnapshotEntry::decode(&entry(&[], b"1", b"a"), 0).expect("whole");
+        assert_eq!(decoded.encode(&[], &vec![b'1'; 65_536]), None);
     }
 
     #[test]

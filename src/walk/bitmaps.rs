@@ -17,7 +17,7 @@ use crate::qcow2::{
 use crate::storage::Storage;
 
 /// Bitmap table entries walked in one image before qfsck calls it a trap.
-const MAX_TABLE_ENTRIES_WALKED: u64 = 1 << 24;
+pub(crate) const MAX_TABLE_ENTRIES_WALKED: u64 = 1 << 24;
 /// QEMU's range of bitmap granularities, as powers of two.
 const GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
 /// The only bitmap type there is: dirty tracking.
@@ -59,7 +59,8 @@ pub(super) fn walk_bitmaps<S: Storage>(walk: Walk<'_, S>, survey: &mut Survey, n
     }
 }
 
-fn judge_extension<S: Storage>(
+/// The extension's fields, or what is impossible about them.
+pub(crate) fn judge_extension<S: Storage>(
     walk: Walk<'_, S>,
     extension: &Extension,
 ) -> Result<BitmapsExtension, String> {
@@ -188,7 +189,8 @@ fn invalid_entry<S: Storage>(walk: Walk<'_, S>, entry: &BitmapDirectoryEntry) ->
     (!what.is_empty()).then(|| format!("bitmap \"{}\": {}", escaped(&entry.name), what.join(", ")))
 }
 
-fn walk_bitmap<S: Storage>(
+/// Judges one bitmap by itself, and claims its clusters.
+pub(crate) fn walk_bitmap<S: Storage>(
     walk: Walk<'_, S>,
     index: u32,
     entry: &BitmapDirectoryEntry,
