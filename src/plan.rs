@@ -254,7 +254,10 @@ pub fn plan<S: Storage>(
         let Ok(examination) = examine(&image, options, progress) else {
             return Ok(nothing_to_locate(&image, options, progress));
         };
-        let before = before.get_or_insert_with(|| examination.to_check());
+        let before = before.get_or_insert_with(|| {
+            draft.notes().remember(evidence::doubt(&examination));
+            examination.to_check()
+        });
         if let Some(withheld) = evidence::forbidden(&examination) {
             return Ok(nothing(&image, before.clone(), vec![withheld]));
         }
@@ -291,12 +294,12 @@ fn run<S: Storage>(
     notes: &DraftNotes,
 ) -> io::Result<Changes> {
     Ok(match pass {
-        Pass::Entries => entries::correct(examination, wishes),
+        Pass::Entries => entries::correct(examination, wishes, notes),
         Pass::Refcounts => refcounts::rebuild(examination)?,
         Pass::Raise => adjust::raise(examination),
         Pass::Snapshots => snapshots::correct(examination, wishes, notes)?,
         Pass::Bitmaps => bitmaps::correct(examination, wishes)?,
-        Pass::Overlaps => overlaps::part(examination, wishes)?,
+        Pass::Overlaps => overlaps::part(examination, wishes, notes)?,
         Pass::Lower => adjust::lower(examination, wishes, notes),
     })
 }

@@ -282,7 +282,7 @@ fn every_code_is_emitted_somewhere() {
     let sources = sources();
     let emitters = sources.iter().filter(|source| {
         let room = source.room();
-        room == Some("walk") || room == Some("check")
+        matches!(room, Some("walk" | "check" | "plan"))
     });
     let code: Vec<&str> = emitters
         .flat_map(Source::code)

@@ -3,13 +3,15 @@
 //! Comes in: an image, then the changes of one pass after another. Goes out: the finished [`Plan`], rehearsed. Never here:
 //! deciding on a change, but for the guard before the first and the state bits after the last.
 
+use std::cell::OnceCell;
 use std::io;
 use std::path::Path;
 
 use super::sectors::{self, Patch};
 use super::{
-    Pass, Plan, RepairOptions, Stage, StageKind, Withheld, adjust, evidence, is_better,
-    is_consistent, read_error,
+    Pass, Plan, RepairOptions, Stage, StageKind, Withheld, adjust,
+    evidence::{self, Doubt},
+    is_better, is_consistent, read_error,
 };
 use crate::check::{Check, Options, check};
 use crate::error::Error;
@@ -59,6 +61,20 @@ pub(super) struct DraftNotes {
     pub(super) released: ClusterSet,
     /// References were dropped that somebody accepted to lose.
     pub(super) gave_up: bool,
+    /// Why some cluster may be one that a damaged pointer meant.
+    doubt: OnceCell<Option<Doubt>>,
+}
+
+impl DraftNotes {
+    /// Keeps what only the image as it is can tell; the first answer stays.
+    pub(super) fn remember(&self, doubt: Option<Doubt>) {
+        self.doubt.get_or_init(|| doubt);
+    }
+
+    /// Why some cluster may be one that a damaged pointer meant.
+    pub(super) fn doubt(&self) -> Option<Doubt> {
+        self.doubt.get().copied().flatten()
+    }
 }
 
 /// The image as it would be so far, and how to get there.
@@ -80,6 +96,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             notes: DraftNotes {
                 released: ClusterSet::new(),
                 gave_up: false,
+                doubt: OnceCell::new(),
             },
             length_bytes: image.file_bytes(),
         }

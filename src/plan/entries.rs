@@ -20,7 +20,8 @@ mod tables;
 
 use self::outcome::{Obstacle, Outcome};
 use super::RepairOptions;
-use super::draft::Changes;
+use super::draft::{Changes, DraftNotes};
+use super::evidence::Doubt;
 use crate::check::{Difference, Examination};
 use crate::finding::Code;
 use crate::storage::Storage;
@@ -55,21 +56,11 @@ const L2_CODES: &[Code] = &[
 /// Words that can be no entries which a table must have before it is taken for something else.
 const GARBAGE_ENTRIES: u64 = 8;
 
-/// Codes that say that some stored counts are not those the image once had.
-const HIDING_CODES: [Code; 7] = [
-    Code::HeaderRefcountOrderInvalid,
-    Code::RefcountTableUnaligned,
-    Code::RefcountTableTooLarge,
-    Code::RefcountTableMissing,
-    Code::RefcountTablePastEnd,
-    Code::RefcountBlockUnaligned,
-    Code::RefcountBlockPastEnd,
-];
-
 /// What the examination calls for.
 pub(super) fn correct<S: Storage>(
     examination: &Examination<'_, S>,
     wishes: &RepairOptions,
+    notes: &DraftNotes,
 ) -> Changes {
     let findings = &examination.notes.findings;
     let has_any = |codes: &[Code]| {
@@ -81,7 +72,7 @@ pub(super) fn correct<S: Storage>(
         outcome.append(tables::mend_refcount_table(examination));
     }
     if has_any(L1_CODES) || has_any(L2_CODES) {
-        let grounds = Grounds::new(examination, wishes);
+        let grounds = Grounds::new(examination, wishes, notes);
         if has_any(L1_CODES) {
             outcome.append(tables::mend_l1_tables(examination, &grounds));
         }
@@ -104,13 +95,19 @@ struct Grounds<'a> {
 }
 
 impl<'a> Grounds<'a> {
-    fn new<S: Storage>(examination: &Examination<'_, S>, wishes: &'a RepairOptions) -> Self {
+    fn new<S: Storage>(
+        examination: &Examination<'_, S>,
+        wishes: &'a RepairOptions,
+        notes: &DraftNotes,
+    ) -> Self {
         let header = examination.walk.image.header();
-        let differences = examination.differences();
         Self {
             wishes,
-            doubt: doubt(examination, &differences),
-            differences,
+            doubt: notes.doubt().map(|doubt| match doubt {
+                Doubt::CountsUnknown => Obstacle::CountsUnknown,
+                Doubt::LooksLeaked => Obstacle::LooksLeaked,
+            }),
+            differences: examination.differences(),
             version: header.version,
             has_data_file: header.has_data_file(),
             has_backing_file: header.backing_file_offset != 0,
@@ -125,24 +122,4 @@ impl<'a> Grounds<'a> {
     fn doubt_unless_accepted(&self, code: Code) -> Option<Obstacle> {
         self.doubt.filter(|_| !self.accepts(code))
     }
-}
-
-/// Why some cluster may be one that a damaged offset meant, if one may.
-fn doubt<S: Storage>(
-    examination: &Examination<'_, S>,
-    differences: &[Difference],
-) -> Option<Obstacle> {
-    let findings = &examination.notes.findings;
-    let unknown = &examination.survey.unknown_counts;
-    let is_hidden = |code: &Code| findings.total_of(*code).count > 0;
-    let has_unknown = unknown.all || !unknown.blocks.is_empty();
-    if has_unknown || HIDING_CODES.iter().any(is_hidden) {
-        return Some(Obstacle::CountsUnknown);
-    }
-    let file_clusters = examination.walk.geometry.file_clusters();
-    let is_unaccounted = |difference: &Difference| {
-        difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
-    };
-    let has_unaccounted = differences.iter().any(is_unaccounted);
-    has_unaccounted.then_some(Obstacle::LooksLeaked)
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::draft::DraftNotes;
 use super::{Mode, RepairOptions};
-use crate::check::{Check, Examination};
+use crate::check::{Check, Difference, Examination};
 use crate::coverage::Complete;
 use crate::finding::{Code, Severity};
 use crate::qcow2::{Geometry, HostCluster, L2Descriptor, L2Entry, words};
@@ -20,6 +20,43 @@ pub(super) struct Permit<'a> {
     pub(super) may_correct: bool,
     /// Lower counts: only with the proof that nothing was left out.
     pub(super) may_lower: Option<Complete<'a>>,
+}
+
+/// Why some cluster may be one that a damaged pointer meant. Judged on the image as it is, before a repair hides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Some stored counts are not those the image once had.
+    CountsUnknown,
+    /// Some cluster is counted more often than it is used.
+    LooksLeaked,
+}
+
+/// Codes that say that some stored counts are not those the image once had.
+const HIDING_CODES: [Code; 7] = [
+    Code::HeaderRefcountOrderInvalid,
+    Code::RefcountTableUnaligned,
+    Code::RefcountTableTooLarge,
+    Code::RefcountTableMissing,
+    Code::RefcountTablePastEnd,
+    Code::RefcountBlockUnaligned,
+    Code::RefcountBlockPastEnd,
+];
+
+/// Looks for clusters that a damaged pointer may have meant.
+pub(super) fn doubt<S: Storage>(examination: &Examination<'_, S>) -> Option<Doubt> {
+    let findings = &examination.notes.findings;
+    let unknown = &examination.survey.unknown_counts;
+    let is_hidden = |code: &Code| findings.total_of(*code).count > 0;
+    let has_unknown = unknown.all || !unknown.blocks.is_empty();
+    if has_unknown || HIDING_CODES.iter().any(is_hidden) {
+        return Some(Doubt::CountsUnknown);
+    }
+    let file_clusters = examination.walk.geometry.file_clusters();
+    let is_unaccounted = |difference: &Difference| {
+        difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
+    };
+    let has_unaccounted = examination.differences().iter().any(is_unaccounted);
+    has_unaccounted.then_some(Doubt::LooksLeaked)
 }
 
 /// Something that is left as it is.

@@ -18,7 +18,7 @@ mod l2_tables;
 use std::collections::BTreeMap;
 use std::io;
 
-use super::draft::{Changes, Fresh, FreshCopy};
+use super::draft::{Changes, DraftNotes, Fresh, FreshCopy};
 use super::refcounts;
 use super::sectors::Patch;
 use super::space::{Space, no_room};
@@ -53,12 +53,13 @@ const TOO_MANY: &str =
 pub(super) fn part<S: Storage>(
     examination: &Examination<'_, S>,
     wishes: &RepairOptions,
+    notes: &DraftNotes,
 ) -> io::Result<Changes> {
     let findings = &examination.notes.findings;
     if CODES.iter().all(|&code| findings.total_of(code).count == 0) {
         return Ok(Changes::default());
     }
-    if let Some(reason) = forbidden(examination, wishes) {
+    if let Some(reason) = forbidden(examination, wishes, notes) {
         return Ok(nothing(findings, reason));
     }
     let Some(contested) = Contested::gather(examination) else {
@@ -70,6 +71,10 @@ pub(super) fn part<S: Storage>(
     }
 }
 
+/// With a copy each, nothing would tell any more that a cluster which looks leaked is what one of them meant.
+const MAY_BE_MEANT: &str = "clusters are counted that nothing uses, or counts are not known: one of the pointers may be damaged and have meant \
+     one of those; writes are kept apart meanwhile; --accept-loss CODE gives each owner a copy of what both see now";
+
 const UNREAD: &str =
     "not every table could be read, so who else uses the same clusters is not known";
 
@@ -77,12 +82,16 @@ const UNREAD: &str =
 fn forbidden<S: Storage>(
     examination: &Examination<'_, S>,
     wishes: &RepairOptions,
+    notes: &DraftNotes,
 ) -> Option<&'static str> {
     if wishes.overlaps == Overlaps::Keep {
         return Some("it is left as it is, as asked for");
     }
-    let coverage = &examination.notes.coverage;
-    (coverage.failure_count() > 0).then_some(UNREAD)
+    if examination.notes.coverage.failure_count() > 0 {
+        return Some(UNREAD);
+    }
+    let is_accepted = CODES.iter().any(|&code| wishes.accepts(code));
+    (notes.doubt().is_some() && !is_accepted).then_some(MAY_BE_MEANT)
 }
 
 fn nothing(findings: &Findings, reason: &str) -> Changes {

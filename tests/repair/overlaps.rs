@@ -14,6 +14,7 @@ use qfsck::{Code, Image, Mode, Options, Overlaps, Progress, RepairOptions, Stora
 use super::guest::Guest;
 use super::{Repaired, all, repaired};
 use crate::crash::for_each_cut;
+use crate::damage::without_leaks;
 use crate::support::image_forge::{BitmapCluster, Forge, Forged, Tree};
 use crate::support::qemu;
 
@@ -76,9 +77,15 @@ fn word(image: &Forged, done: &Repaired, tree: Tree, guest: u64) -> u64 {
         .fold(0, |word, &byte| word << 8 | u64::from(byte))
 }
 
+/// A repair of an image in which nothing looks like what a damaged pointer meant.
+#[track_caller]
+fn mended(bytes: &[u8]) -> Repaired {
+    repaired(&without_leaks(bytes), &all())
+}
+
 #[track_caller]
 fn clean(name: &str, bytes: &[u8]) -> Repaired {
-    let done = repaired(bytes, &all());
+    let done = mended(bytes);
     let left: Vec<_> = done.plan.after.findings.iter().collect();
     assert_eq!(
         done.plan.after.verdict,
@@ -93,7 +100,7 @@ fn clean(name: &str, bytes: &[u8]) -> Repaired {
 /// The reasons for what is left, of one finding.
 #[track_caller]
 fn withheld(bytes: &[u8], wishes: &RepairOptions, code: Code) -> String {
-    let done = repaired(bytes, wishes);
+    let done = repaired(&without_leaks(bytes), wishes);
     assert!(done.plan.after.findings.total_of(code).count > 0);
     let reasons = done.plan.withheld.iter().filter(|left| left.code == code);
     let reasons: Vec<_> = reasons.map(|left| left.reason.clone()).collect();
@@ -206,16 +213,24 @@ fn guest_data_leaves_every_structure_it_lies_over() {
         let refers = |image: &mut Forged, guest| point(image, guest, offset);
         refers(&mut image, 2);
         let done = clean(name, &image.bytes);
-        assert_eq!(copied_bytes(&done), image.cluster_size(), "{name}");
-        assert_ne!(
-            word(&image, &done, Tree::Active, 2) & OFFSET,
-            offset,
+        // The snapshot table is moved by its own pass, bitmaps that something is written over are dropped: then the
+        // cluster is the guest's alone.
+        let stays = u64::from(name == "snapshot table" || name.starts_with("bitmap"));
+        assert_eq!(
+            copied_bytes(&done),
+            (1 - stays) * image.cluster_size(),
             "{name}"
         );
-        // Two guests over one structure both leave it.
+        let is_there = word(&image, &done, Tree::Active, 2) & OFFSET == offset;
+        assert_eq!(is_there, stays == 1, "{name}");
+        // Two guests over one structure both leave it, or one of them.
         refers(&mut image, 4);
         let done = clean(name, &image.bytes);
-        assert_eq!(copied_bytes(&done), 2 * image.cluster_size(), "{name}");
+        assert_eq!(
+            copied_bytes(&done),
+            (2 - stays) * image.cluster_size(),
+            "{name}"
+        );
     }
 }
 
@@ -248,7 +263,7 @@ fn table_that_guest_data_leaves_can_then_be_put_right_itself() {
     share(&mut image, (Tree::Active, 601), (Tree::Active, 600));
     share(&mut image, (Tree::Active, 602), (Tree::Active, 600));
     // A guest changes where the table is changed, so only its place there is asked about.
-    let plan = super::planned(&image.bytes, &all()).expect("a plan");
+    let plan = super::planned(&without_leaks(&image.bytes), &all()).expect("a plan");
     assert_eq!(plan.after.verdict, Verdict::Clean, "{:#?}", plan.withheld);
 }
 
@@ -265,7 +280,7 @@ fn whoever_cannot_move_keeps_the_cluster() {
         image.put_u64(image.l2_entry(Tree::Active, guest), shared);
     }
     image.set_refcount(shared / image.cluster_size(), 2);
-    let done = repaired(&image.bytes, &all());
+    let done = mended(&image.bytes);
     let moved = word(&image, &done, Tree::Active, 2);
     let kept = word(&image, &done, Tree::Active, 600);
     assert_ne!(moved & OFFSET, kept & OFFSET);
@@ -350,7 +365,7 @@ fn snapshots_with_one_l1_table_get_one_each() {
             let mut image = forge.clone().build();
             let table = image.l1_table(from);
             image.put_u64(image.snapshot_field(taken, "l1_table_offset"), table);
-            let done = repaired(&image.bytes, &all());
+            let done = mended(&image.bytes);
             let left = done.plan.after.findings.total_of(Code::MetadataOverlap);
             assert_eq!(left.count, 0, "{name}: {:#?}", done.plan.withheld);
             let name = format!("{name} {taken} {from:?}");
@@ -376,7 +391,7 @@ fn all_mappings_with_one_l1_table_and_guest_data_in_it_part() {
         image.put_u64(image.snapshot_field(snapshot, "l1_table_offset"), table);
     }
     point(&mut image, 601, table);
-    let done = repaired(&image.bytes, &all());
+    let done = mended(&image.bytes);
     let left = done.plan.after.findings.total_of(Code::MetadataOverlap);
     assert_eq!(left.count, 0, "{:#?}", done.plan.withheld);
 }
@@ -410,7 +425,7 @@ fn luks_l1_tables_part_all_the_same() {
     let mut image = forge.snapshot("2", "two").build();
     let table = image.l1_table(Tree::Snapshot(0));
     image.put_u64(image.snapshot_field(1, "l1_table_offset"), table);
-    let done = repaired(&image.bytes, &all());
+    let done = mended(&image.bytes);
     let left = done.plan.after.findings.total_of(Code::MetadataOverlap);
     assert_eq!(left.count, 0, "{:#?}", done.plan.withheld);
 }
@@ -434,7 +449,7 @@ fn reasons_that_are_alike_are_told_once() {
         let table = image.l1_table(Tree::Snapshot(snapshot));
         image.put_u64(image.l1_entry(Tree::Active, index), table);
     }
-    let done = repaired(&image.bytes, &all());
+    let done = mended(&image.bytes);
     let both = done.plan.withheld.iter();
     let both: Vec<_> = both
         .filter(|left| left.reason.contains("both claim"))
@@ -480,7 +495,7 @@ fn tables_that_cannot_be_read_leave_everything_as_it_is() {
     share(&mut image, (Tree::Active, 5), (Tree::Active, 3));
     let disk = BadSector {
         bad: image.l2_table(Tree::Active, 600),
-        bytes: image.bytes,
+        bytes: without_leaks(&image.bytes),
     };
     let disk = Image::open(disk, Path::new("image")).expect("an image");
     let progress = Progress::default();
