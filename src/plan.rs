@@ -25,6 +25,7 @@ mod snapshots;
 mod space;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::path::Path;
 
@@ -116,7 +117,7 @@ pub enum StageKind {
 }
 
 /// Bytes to change, whole sectors of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Edit {
     /// Where, in bytes from the start of the file; a multiple of 512.
     pub offset: u64,
@@ -124,6 +125,12 @@ pub struct Edit {
     pub before: Vec<u8>,
     /// What is there afterwards.
     pub after: Vec<u8>,
+}
+
+impl fmt::Debug for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {}", self.after.len(), self.offset)
+    }
 }
 
 /// Bytes to copy from one place of the image to another where nothing is.

@@ -144,7 +144,7 @@ fn left_digest<S: Storage>(
     original_length_bytes: u64,
     progress: &Progress,
 ) -> io::Result<u64> {
-    let mut sum = metadata_digest(image, progress);
+    let mut sum = metadata_digest(image, progress)?;
     let mut piece = vec![0; PIECE_BYTES];
     let mut offset = original_length_bytes;
     while let Some(start) = image.storage().next_data(offset)? {
@@ -174,12 +174,15 @@ fn left_digest<S: Storage>(
 }
 
 fn length(storage: &impl Storage) -> Result<u64, RepairError> {
-    storage.length_bytes().map_err(|source| {
-        RepairError::Image(Error::Read {
-            path: Path::new("image").to_owned(),
-            offset: 0,
-            source,
-        })
+    storage.length_bytes().map_err(read_failed)
+}
+
+/// Nothing was written yet.
+fn read_failed(source: io::Error) -> RepairError {
+    RepairError::Image(Error::Read {
+        path: Path::new("image").to_owned(),
+        offset: 0,
+        source,
     })
 }
 
@@ -466,13 +469,13 @@ fn refuse_used_image<S: Storage>(
             }
             let image = Image::open(storage, Path::new("image"))?;
             let original = file.header.original_length_bytes;
-            let now = left_digest(&image, original, progress).map_err(RepairError::Write)?;
+            let now = left_digest(&image, original, progress).map_err(read_failed)?;
             if now != digest {
                 return used("its tables differ from how the repair left them".to_owned());
             }
         }
     }
-    let judgements = file.judge(storage).map_err(RepairError::Write)?;
+    let judgements = file.judge(storage).map_err(read_failed)?;
     for judgement in judgements {
         if let Judgement::Foreign { offset } = judgement {
             return used(format!("byte {offset} and following"));

@@ -7,16 +7,24 @@
 //! | `guest` | the reader that says what a guest sees |
 //! | `overlaps` | clusters used twice get one owner each, or are left with a reason |
 //! | `content` | what was well defined before a repair is the same afterwards, in the active disk and every snapshot |
+//! | `binary` | the real binary, with its system calls in somebody else's hands |
+//! | `killed` | the program may end at any write or sync, of a repair and of an undo |
+//! | `faults` | disks that fail, are full or read-only: clear words, and a way back |
+//! | `headline` | ten ways to lose data with `qemu-img check -r`, and that nothing of it is lost here |
 //! | `refcounts` | damaged and lost refcount blocks and tables |
 //! | `entries` | words of L1, L2 and refcount table entries are put right in place, or left with a reason |
 //!
 //! Comes in: bytes of an image. Goes out: [`Repaired`], after everything that holds of every repair was held against it.
 //! Never here: what one kind of repair does in particular; that is the business of the modules.
 
+mod binary;
 mod bitmaps;
 mod content;
 mod entries;
+mod faults;
 mod guest;
+mod headline;
+mod killed;
 mod overlaps;
 pub(crate) mod refcounts;
 mod snapshots;

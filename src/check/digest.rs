@@ -4,9 +4,10 @@
 //! order of reading does not matter. Never here: guest data.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use super::{Options, walkable};
-use crate::coverage::Gap;
+use crate::coverage::{Coverage, Gap};
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::qcow2::{HostCluster, Place};
@@ -29,6 +30,7 @@ impl Table for MetadataCluster {
 #[derive(Default)]
 struct Visitor {
     sum: u64,
+    coverage: Coverage,
 }
 
 impl GroupVisitor<MetadataCluster> for Visitor {
@@ -39,30 +41,35 @@ impl GroupVisitor<MetadataCluster> for Visitor {
         self.sum = self.sum.wrapping_add(u64::from(hasher.finalize()));
     }
 
-    fn miss(&mut self, table: &MetadataCluster, _gap: Gap) {
-        // What cannot be read now must not look like what could be read then.
-        self.sum = self.sum.wrapping_add(!table.0.0);
+    fn miss(&mut self, _table: &MetadataCluster, gap: Gap) {
+        self.coverage.push(gap);
     }
 }
 
 /// A number for the state of all metadata of an image; 0 where the header gives no cluster size.
 ///
-/// It tells accidents apart, not forgeries.
-pub fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> u64 {
+/// It tells accidents apart, not forgeries. What cannot be read has none: the next time it may be readable.
+pub fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> io::Result<u64> {
     let mut notes = Notes::default();
-    let Some(walk) = walkable(image, Options::default(), progress, &mut notes) else {
-        return 0;
-    };
-    let survey = walk::survey(walk, &mut notes);
-    let claimed = survey
-        .claims
-        .iter()
-        .flat_map(|claim| claim.clusters.clusters());
-    let tables = survey.l2_tables.iter().map(|item| item.cluster);
-    let clusters: BTreeSet<HostCluster> = claimed.chain(tables).collect();
-    let clusters: Vec<MetadataCluster> = clusters.into_iter().map(MetadataCluster).collect();
-    let visitors = read_tables(walk, &clusters, Visitor::default);
-    visitors
-        .iter()
-        .fold(0, |sum, visitor| sum.wrapping_add(visitor.sum))
+    let walk = walkable(image, Options::default(), progress, &mut notes);
+    let mut sum = 0_u64;
+    if let Some(walk) = walk {
+        let survey = walk::survey(walk, &mut notes);
+        let claimed = survey
+            .claims
+            .iter()
+            .flat_map(|claim| claim.clusters.clusters());
+        let tables = survey.l2_tables.iter().map(|item| item.cluster);
+        let clusters: BTreeSet<HostCluster> = claimed.chain(tables).collect();
+        let clusters: Vec<MetadataCluster> = clusters.into_iter().map(MetadataCluster).collect();
+        for visitor in read_tables(walk, &clusters, Visitor::default) {
+            sum = sum.wrapping_add(visitor.sum);
+            notes.coverage.append(visitor.coverage);
+        }
+    }
+    let missed = notes.coverage.unreadable_count();
+    if missed > 0 || notes.coverage.is_stopped() {
+        return Err(io::Error::other("metadata cannot be read"));
+    }
+    Ok(sum)
 }

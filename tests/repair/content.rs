@@ -5,12 +5,16 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
+use super::binary::{Bench, IMAGE};
+use super::guest::{Guest, Reader, TreeName};
 use super::{Repaired, all, try_repaired};
 use crate::corpus::cases;
 use crate::crash::forged;
+use crate::support::image_forge::{Forge, Forged, Tree};
 
 /// What was tried.
 #[derive(Debug, Default)]
@@ -85,4 +89,82 @@ fn repairs_of_forged_damages_keep_what_every_guest_sees() {
     );
     assert!(score.broken.is_empty(), "{}", score.broken.join("\n"));
     assert!(score.repaired > 100 && score.clusters > 1000, "{score:?}");
+}
+
+#[test]
+fn the_reader_sees_what_qemu_img_converts() {
+    if !super::has_qemu_img() {
+        return;
+    }
+    let bench = Bench::new();
+    let run = |words: &[&str]| {
+        let (program, arguments) = words.split_first().expect("a command");
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let ended = bench.run(command);
+        assert_eq!(ended.exit, Some(0), "{words:?}: {ended:?}");
+    };
+    let kinds = [
+        "compat=0.10",
+        "cluster_size=4096",
+        "cluster_size=65536,extended_l2=on",
+    ];
+    for kind in kinds {
+        run(&[
+            "qemu-img", "create", "-q", "-f", "qcow2", "-o", kind, IMAGE, "8M",
+        ]);
+        let first = ["-c", "write -q -P 1 0 3M", "-c", "write -q -P 2 5M 1k"];
+        run(&[&["qemu-io", "-f", "qcow2"], first.as_slice(), &[IMAGE]].concat());
+        run(&["qemu-img", "snapshot", "-c", "first", IMAGE]);
+        let then = ["-c", "write -q -P 3 1M 70k", "-c", "write -q -z 2M 128k"];
+        run(&[&["qemu-io", "-f", "qcow2"], then.as_slice(), &[IMAGE]].concat());
+        let bytes = bench.image();
+        let guest = Guest::of(&bytes);
+        let reader = Reader::new(&bytes).expect("an image");
+        assert_eq!(
+            guest.trees.len(),
+            2,
+            "{kind}: the active disk and a snapshot"
+        );
+        for (name, tree) in &guest.trees {
+            let of_snapshot = ["-l", "snapshot.name=first"];
+            let from = if *name == TreeName::Active {
+                &[][..]
+            } else {
+                &of_snapshot
+            };
+            let convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw"];
+            run(&[&convert, from, &[IMAGE, "disk.raw"]].concat());
+            let disk = fs::read(bench.path("disk.raw")).expect("a raw disk");
+            assert!(
+                reader.flat(tree, 8 << 20) == disk,
+                "{kind}: {name} reads differently"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_reader_notices_what_is_lost() {
+    let start = || {
+        let forge = Forge::new().cluster_bits(12).size(4096 << 12);
+        forge.data(0).data(700).snapshot("1", "one").data(0).build()
+    };
+    let before = Guest::of(&start().bytes);
+    let damages: [fn(&mut Forged); 4] = [
+        |image| image.put_u64(image.l1_entry(Tree::Active, 0), 0),
+        |image| image.put_u64(image.l2_entry(Tree::Active, 0), 1),
+        |image| image.put_u32(image.field("nb_snapshots"), 0),
+        |image| {
+            let data = image.host_offset(Tree::Active, 700).expect("data");
+            image.put_u64(data + 8, 12345);
+        },
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        let mut image = start();
+        assert!(before.losses(&Guest::of(&image.bytes)).is_empty());
+        damage(&mut image);
+        let losses = before.losses(&Guest::of(&image.bytes));
+        assert!(!losses.is_empty(), "damage {number} goes unnoticed");
+    }
 }

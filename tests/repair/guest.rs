@@ -4,7 +4,7 @@
 //! class with a hash of the bytes it reads; and what of it is lost or different in another image. Never here: refcounts,
 //! COPIED flags, a guess. What the specification does not define is a hole, and a hole promises nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// What tells a tree from the others.
@@ -108,7 +108,7 @@ pub(crate) struct Tree {
     /// Every guest cluster that is not simply unallocated; those below an L2 table that is a hole are missing here.
     pub(crate) clusters: BTreeMap<u64, Class>,
     /// L1 entries that lead nowhere defined.
-    hole_tables: BTreeMap<u64, ()>,
+    hole_tables: BTreeSet<u64>,
     /// What else a snapshot is: disk size, size of the VM state, times. Empty for the active disk.
     facts: Vec<u64>,
     /// Entries of the L1 table.
@@ -117,7 +117,7 @@ pub(crate) struct Tree {
 
 impl Tree {
     fn class(&self, guest: u64) -> &Class {
-        if self.hole_tables.contains_key(&(guest / self.l2_entries)) {
+        if self.hole_tables.contains(&(guest / self.l2_entries)) {
             return &Class::Hole;
         }
         self.clusters.get(&guest).unwrap_or(&Class::Unallocated)
@@ -133,15 +133,15 @@ impl Tree {
     fn differences(&self, after: &Self) -> Vec<String> {
         let mut differences = Vec::new();
         let guests = self.clusters.keys().chain(after.clusters.keys());
-        let guests: std::collections::BTreeSet<u64> = guests.copied().collect();
+        let guests: BTreeSet<u64> = guests.copied().collect();
         for guest in guests {
             let (was, is) = (self.class(guest), after.class(guest));
             if !was.is_kept_by(is) {
                 differences.push(format!("guest cluster {guest} was {was:?}, is {is:?}"));
             }
         }
-        for table in after.hole_tables.keys() {
-            if !self.hole_tables.contains_key(table) {
+        for table in &after.hole_tables {
+            if !self.hole_tables.contains(table) {
                 differences.push(format!("the L2 table of L1 entry {table} cannot be read"));
             }
         }
@@ -332,7 +332,7 @@ impl<'a> Reader<'a> {
         let mut tree = Tree {
             l2_entries,
             clusters: BTreeMap::new(),
-            hole_tables: BTreeMap::new(),
+            hole_tables: BTreeSet::new(),
             facts,
             l1_size,
         };
@@ -342,7 +342,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             if !self.is_cluster(table) {
-                tree.hole_tables.insert(l1_index, ());
+                tree.hole_tables.insert(l1_index);
                 continue;
             }
             for l2_index in 0..l2_entries {

@@ -48,7 +48,11 @@ pub(crate) fn document(
 ) -> Result<PlanDocument, Error> {
     let identity = identity(file, path);
     let image = Image::open(file, path)?;
-    let digest = metadata_digest(&image, &Progress::default());
+    let digest = metadata_digest(&image, &Progress::default()).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        offset: 0,
+        source,
+    })?;
     Ok(PlanDocument::new(
         &filename(path),
         &identity,
