@@ -451,8 +451,8 @@ pub(crate) fn forged() -> Vec<(String, Vec<u8>)> {
 
 /// Images whose refcount structures have to be built anew.
 fn rebuilt() -> Vec<(String, Vec<u8>)> {
-    let damages = refcounts::DAMAGES.into_iter();
-    let damaged = damages.flat_map(|(what, damage)| {
+    let kinds = refcounts::DAMAGES.into_iter();
+    let damaged = kinds.flat_map(|(what, damage)| {
         refcounts::images()
             .into_iter()
             .map(move |(name, mut image)| {

@@ -65,7 +65,7 @@ fn has_bit(bytes: &[u8]) -> bool {
 /// One thing wrong with the second of three bitmaps.
 const BAD_SECOND: [(&str, Damage); 9] = [
     ("type", |image| {
-        image.put_u8(image.bitmap_field(1, "type"), 2)
+        image.put_u8(image.bitmap_field(1, "type"), 2);
     }),
     ("granularity", |image| {
         image.put_u8(image.bitmap_field(1, "granularity_bits"), 40);

@@ -8,8 +8,10 @@ use qfsck::{Mode, RepairOptions, StageKind, Verdict};
 use super::{all, repaired};
 use crate::support::image_forge::{Forge, Forged, Tree};
 
+type Damage = fn(&mut Forged);
+
 /// What happens to the refcount structures.
-pub(crate) const DAMAGES: [(&str, fn(&mut Forged)); 11] = [
+pub(crate) const DAMAGES: [(&str, Damage); 11] = [
     ("table offset lost", |image| {
         image.put_u64(image.field("refcount_table_offset"), 0);
     }),
@@ -29,7 +31,7 @@ pub(crate) const DAMAGES: [(&str, fn(&mut Forged)); 11] = [
         image.put(table, &zeros);
     }),
     ("entry lost", |image| {
-        image.put_u64(image.refcount_table_entry(0), 0)
+        image.put_u64(image.refcount_table_entry(0), 0);
     }),
     ("entry past the end", |image| {
         let entry = image.refcount_table_entry(0);

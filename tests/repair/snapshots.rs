@@ -311,12 +311,12 @@ fn choice_is_named_where_an_l1_table_is_lost() {
 fn power_cuts_while_the_table_is_switched_make_nothing_worse() {
     let damages: [(&str, Damage); 4] = [
         ("count", |image| {
-            image.put_u32(image.field("nb_snapshots"), 9)
+            image.put_u32(image.field("nb_snapshots"), 9);
         }),
         ("incomplete", without_extra_data),
         ("contested", data_on_table),
         ("id", |image| {
-            image.put_u8(image.snapshot_field(1, "id"), b'1')
+            image.put_u8(image.snapshot_field(1, "id"), b'1');
         }),
     ];
     let mut score = Score::default();
