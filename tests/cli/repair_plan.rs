@@ -423,8 +423,10 @@ fn signals_wait_while_the_image_is_written_to() {
                 return;
             };
             assert_eq!(said.exit, Some(0), "{fault}: {}", said.err());
+            // One signal may be noticed too late to be told of; of many one is.
+            let is_told = said.err().contains("a signal came");
             assert!(
-                said.err().contains("a signal came"),
+                is_told || !fault.ends_with("+1"),
                 "{fault}: {}",
                 said.err()
             );
