@@ -269,8 +269,13 @@ fn suspicious_clusters<S: Storage>(
     let suspects: Vec<Suspect> = leaked
         .par_iter()
         .filter_map(|&cluster| {
-            let mut bytes = vec![0; cluster_bytes];
             let image = examination.walk.image;
+            let start = geometry.offset_of(cluster).0;
+            let data = image.storage().next_data(start).unwrap_or(Some(start));
+            if data.is_none_or(|data| data >= start + geometry.cluster_bytes()) {
+                return None;
+            }
+            let mut bytes = vec![0; cluster_bytes];
             // What cannot be read cannot be proven worthless.
             let is_unreadable = image.read_clusters(geometry, cluster, &mut bytes).is_err();
             let named =
