@@ -170,18 +170,20 @@ fn flag_patches<S: Storage>(
     if examination.walk.image.header().has_data_file() {
         return Vec::new();
     }
-    let touched = ClusterSet::new();
+    let shared = ClusterSet::new();
     let single = ClusterSet::new();
     for (difference, &count) in differences.iter().zip(counts) {
-        if count.is_some() {
-            touched.insert(difference.cluster);
+        // With a count of zero that cannot be raised, a flag that is cleared makes the next write allocate, from counts
+        // that are wrong.
+        if count.is_some_and(|count| count > 1 || difference.expected > 1) {
+            shared.insert(difference.cluster);
         }
         if count == Some(1) && difference.expected == 1 {
             single.insert(difference.cluster);
         }
     }
     let wanted = Wanted {
-        touched: &touched,
+        shared: &shared,
         single: &single,
     };
     let mut patches = l1_flag_patches(examination, &wanted, contested);
@@ -200,23 +202,24 @@ fn flag_patches<S: Storage>(
     patches
 }
 
-/// Which clusters' flags are looked at, and which of those have a count of one afterwards.
+/// Which clusters have several users or counts, and which have one of each afterwards.
 #[derive(Clone, Copy)]
 struct Wanted<'a> {
-    touched: &'a ClusterSet,
+    shared: &'a ClusterSet,
     single: &'a ClusterSet,
 }
 
 impl Wanted<'_> {
     /// The flag at `flag_offset`, corrected where it is not what it should be.
     fn correction(self, cluster: HostCluster, copied: bool, flag_offset: u64) -> Option<Patch> {
-        let wants = self.single.contains(cluster);
-        let (stage, because) = match (self.touched.contains(cluster), copied, wants) {
-            (true, true, false) => (StageKind::ClearCopied, Code::CopiedFlagStale),
-            (true, false, true) => (StageKind::SetCopied, Code::CopiedFlagMissing),
-            _ => return None,
+        let (stage, because) = if copied && self.shared.contains(cluster) {
+            (StageKind::ClearCopied, Code::CopiedFlagStale)
+        } else if !copied && self.single.contains(cluster) {
+            (StageKind::SetCopied, Code::CopiedFlagMissing)
+        } else {
+            return None;
         };
-        Some(Patch::copied_flag(stage, because, flag_offset, wants))
+        Some(Patch::copied_flag(stage, because, flag_offset, !copied))
     }
 }
 

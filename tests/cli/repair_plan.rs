@@ -425,11 +425,7 @@ fn signals_wait_while_the_image_is_written_to() {
             assert_eq!(said.exit, Some(0), "{fault}: {}", said.err());
             // One signal may be noticed too late to be told of; of many one is.
             let is_told = said.err().contains("a signal came");
-            assert!(
-                is_told || !fault.ends_with("+1"),
-                "{fault}: {}",
-                said.err()
-            );
+            assert!(is_told || !fault.ends_with("+1"), "{fault}: {}", said.err());
             stage.qfsck(["check", "-q", "image"]).expect_exit(0);
         }
     }

@@ -3,9 +3,12 @@
 //! Comes in: forged images, over versions, cluster sizes and refcount widths. Goes out: nothing, or a repair that breaks
 //! a promise. Never here: counts in sound blocks (`plan`, `crash`).
 
-use qfsck::{Mode, RepairOptions, StageKind, Verdict};
+use std::path::Path;
+
+use qfsck::{Image, Mode, Options, Plan, Progress, RepairOptions, Severity, StageKind, Verdict};
 
 use super::{all, repaired};
+use crate::plan::apply;
 use crate::support::image_forge::{Forge, Forged, Tree};
 
 type Damage = fn(&mut Forged);
@@ -133,4 +136,46 @@ fn leaks_alone_ask_for_no_new_structures() {
         let done = repaired(&image.bytes, &RepairOptions::new(Mode::Leaks));
         assert!(done.plan.is_empty());
     }
+}
+
+/// Plans for a block device with these bytes.
+fn planned_on_a_device(bytes: &[u8]) -> Plan {
+    let image = Image::open(bytes.to_vec(), Path::new("device")).expect("an image");
+    let options = Options {
+        is_block_device: true,
+        ..Options::default()
+    };
+    qfsck::plan(&image, &all(), options, &Progress::default()).expect("memory can be read")
+}
+
+#[test]
+fn on_a_block_device_new_structures_go_behind_the_image_and_never_past_the_device() {
+    for (name, mut image) in images() {
+        image.put_u64(image.refcount_table_entry(0), 0);
+        let end = image.bytes.len();
+        let mut device = image.bytes.clone();
+        // Somebody else's leavings: what is behind the image is nobody's.
+        device.resize(end + (96 << 10) + (96 << 16), 0x5a);
+        let plan = planned_on_a_device(&device);
+        assert_eq!(plan.length_bytes_after, device.len() as u64, "{name}");
+        let mut repaired = device.clone();
+        apply(&plan, &mut repaired);
+        let again = planned_on_a_device(&repaired);
+        assert!(again.is_empty(), "{name}: {:?}", again.stages);
+        let corruptions = plan.after.findings.count_of(Severity::Corruption);
+        assert_eq!(corruptions, 0, "{name}: {:?}", plan.withheld);
+        assert_eq!(repaired.get(..8), device.get(..8), "{name}");
+    }
+}
+
+#[test]
+fn on_a_full_block_device_nothing_is_done_and_what_is_missing_is_said() {
+    let forge = Forge::new().cluster_bits(12).size(4096 << 12);
+    let mut image = (0..70).fold(forge, Forge::data).build();
+    image.put_u64(image.refcount_table_entry(0), 0);
+    let plan = planned_on_a_device(&image.bytes);
+    let reasons: Vec<&str> = plan.withheld.iter().map(|it| it.reason.as_str()).collect();
+    let is_said = |reason: &&str| reason.contains("4096 bytes") && reason.contains("device");
+    assert!(plan.is_empty(), "{:?}", plan.stages);
+    assert!(reasons.iter().any(is_said), "{reasons:?}");
 }
