@@ -8,7 +8,7 @@
 //! refcount zero, fewer counts than references, COPIED set where it is shared) that was not one before.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -18,7 +18,7 @@ use qfsck::qcow2::{ClusterRange, words};
 use qfsck::undo::UndoFile;
 use qfsck::{
     Code, Identity, Image, Mode, Options, Plan, Progress, Receipt, RepairError, RepairOptions,
-    Storage, StorageMut, UndoSink,
+    StageKind, Storage, StorageMut, UndoSink,
 };
 
 use crate::corpus::cases;
@@ -646,4 +646,47 @@ fn undo_refuses_an_image_that_was_used_since() {
         "{refused:?}"
     );
     assert_eq!(disk.bytes, used, "a refused undo writes nothing");
+}
+
+/// A log without its n-th sync.
+fn without_sync(log: &[Op], number: usize) -> Vec<Op> {
+    let mut syncs = 0;
+    let is_kept = |op: &&Op| {
+        let is_sync = matches!(op, Op::Sync);
+        syncs += usize::from(is_sync);
+        !is_sync || syncs != number + 1
+    };
+    log.iter().filter(is_kept).cloned().collect()
+}
+
+#[test]
+fn one_sync_left_out_lets_a_power_cut_make_images_worse() {
+    let mut worse: BTreeMap<StageKind, usize> = BTreeMap::new();
+    let rebuilt = rebuilt().into_iter().step_by(23);
+    for (_, start) in forged().into_iter().step_by(6).chain(rebuilt) {
+        let mut disk = Recording::new(&start);
+        let plan = plan_of(&disk);
+        repair(&mut disk, &plan, &MemorySink::default()).expect("memory does not fail");
+        let before = Hazards::of(&start);
+        // The last stage only clears bits, and after it nothing is written.
+        for (number, stages) in plan.stages.windows(2).enumerate() {
+            let mut random = number as u64;
+            let mut base = start.clone();
+            for epoch in epochs(&without_sync(&disk.log, number)) {
+                for arrived in subsets(epoch.len(), &mut random).into_iter().take(300) {
+                    let mut state = base.clone();
+                    lay(&mut state, &epoch, &arrived);
+                    let is_worse = !Hazards::of(&state).is_no_worse_than(&before);
+                    let kind = stages.first().expect("of two").kind;
+                    *worse.entry(kind).or_default() += usize::from(is_worse);
+                }
+                lay(&mut base, &epoch, &vec![true; epoch.len()]);
+            }
+        }
+    }
+    println!("worse states without the sync after each kind of stage: {worse:?}");
+    for kind in [StageKind::WriteNew, StageKind::RaiseRefcounts] {
+        let is_needed = worse.get(&kind) > Some(&0);
+        assert!(is_needed, "{kind:?} needs no sync: {worse:?}");
+    }
 }
