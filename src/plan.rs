@@ -235,6 +235,8 @@ impl Mode {
                 Pass::Raise,
                 Pass::Snapshots,
                 Pass::Bitmaps,
+                // What pointed past the end is gone, so the file may grow now.
+                Pass::Refcounts,
                 Pass::Overlaps,
                 Pass::Overlaps,
                 Pass::Overlaps,
@@ -305,7 +307,7 @@ fn run<S: Storage>(
         Pass::Refcounts => refcounts::rebuild(examination)?,
         Pass::Raise => adjust::raise(examination),
         Pass::Snapshots => snapshots::correct(examination, wishes, notes)?,
-        Pass::Bitmaps => bitmaps::correct(examination, wishes)?,
+        Pass::Bitmaps => bitmaps::correct(examination, wishes, notes)?,
         Pass::Overlaps => overlaps::part(examination, wishes, notes)?,
         Pass::Lower => adjust::lower(examination, wishes, notes),
     })

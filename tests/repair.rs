@@ -7,6 +7,7 @@
 //! | `guest` | the reader that says what a guest sees |
 //! | `overlaps` | clusters used twice get one owner each, or are left with a reason |
 //! | `content` | what was well defined before a repair is the same afterwards, in the active disk and every snapshot |
+//! | `attack` | damages that once made a repair lose what could have been saved |
 //! | `binary` | the real binary, with its system calls in somebody else's hands |
 //! | `killed` | the program may end at any write or sync, of a repair and of an undo |
 //! | `faults` | disks that fail, are full or read-only: clear words, and a way back |
@@ -17,6 +18,7 @@
 //! Comes in: bytes of an image. Goes out: [`Repaired`], after everything that holds of every repair was held against it.
 //! Never here: what one kind of repair does in particular; that is the business of the modules.
 
+mod attack;
 mod binary;
 mod bitmaps;
 mod content;

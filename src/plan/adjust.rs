@@ -56,7 +56,11 @@ fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> 
     let counts = planned_counts(examination, permit, &differences, &contested);
     let mut patches = refcount_patches(examination, &differences, &counts);
     if permit.may_correct {
-        patches.extend(flag_patches(examination, &differences, &counts, &contested));
+        let flags = flag_patches(examination, &differences, &counts, &contested);
+        let sets = |patch: &Patch| patch.stage == StageKind::SetCopied;
+        let may_set = !flags.iter().any(sets)
+            || (permit.may_lower.is_some() || !evidence::may_hide_owners(examination));
+        patches.extend(flags.into_iter().filter(|patch| may_set || !sets(patch)));
     }
     patches
 }

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::draft::{Changes, Fresh};
+use super::draft::{Changes, DraftNotes, Fresh};
 use super::sectors::Patch;
 use super::space::{self, Space};
 use super::{Overlaps, RepairOptions, StageKind, Withheld, refcounts};
@@ -53,10 +53,12 @@ const CODES: [Code; 10] = [
 pub(super) fn correct<S: Storage>(
     examination: &Examination<'_, S>,
     wishes: &RepairOptions,
+    notes: &DraftNotes,
 ) -> io::Result<Changes> {
     let repair = Repair {
         examination,
         drops_contested: wishes.overlaps == Overlaps::Clone,
+        is_other_doubted: notes.doubt().is_some(),
     };
     let mut changes = Changes::default();
     let is_found = CODES.iter().any(|&code| repair.found(code));
@@ -94,6 +96,8 @@ struct Directory {
 struct Repair<'a, 'e, S> {
     examination: &'a Examination<'e, S>,
     drops_contested: bool,
+    /// Something looks leaked: a user besides bitmaps may be a damaged pointer that meant it, and the bitmap be right.
+    is_other_doubted: bool,
 }
 
 impl<S: Storage> Repair<'_, '_, S> {
@@ -140,7 +144,24 @@ impl<S: Storage> Repair<'_, '_, S> {
         let mut of_bitmaps = claims.filter(|claim| kinds.contains(&claim.kind));
         self.drops_contested
             && self.found(Code::MetadataOverlap)
-            && of_bitmaps.any(|claim| self.is_contested(claim.clusters))
+            && of_bitmaps.any(|claim| self.goes_for(claim.clusters))
+    }
+
+    /// Whether a bitmap is not to be believed because something else uses one of these clusters.
+    fn goes_for(&self, clusters: ClusterRange) -> bool {
+        let is_believed_other = |cluster: HostCluster| {
+            let claims = self.examination.survey.claims.iter();
+            let kinds = [OwnerKind::BitmapTable, OwnerKind::BitmapData];
+            let of_bitmaps = claims.filter(|claim| {
+                let range = claim.clusters;
+                kinds.contains(&claim.kind) && range.start <= cluster && cluster.0 < range.end()
+            });
+            !self.is_other_doubted || of_bitmaps.count() > 1
+        };
+        self.drops_contested
+            && clusters
+                .clusters()
+                .any(|cluster| self.examination.has_conflict(cluster) && is_believed_other(cluster))
     }
 
     /// Plans everything; the inner error says why nothing is planned.
@@ -300,11 +321,8 @@ impl<S: Storage> Repair<'_, '_, S> {
         let listed = directory.listed.iter();
         listed
             .map(|bitmap| {
-                let is_contested = self.drops_contested
-                    && bitmap
-                        .claims
-                        .iter()
-                        .any(|claim| self.is_contested(claim.clusters));
+                let mut claims = bitmap.claims.iter();
+                let is_contested = claims.any(|claim| self.goes_for(claim.clusters));
                 bitmap.is_sound && names.get(bitmap.name.as_slice()) == Some(&1) && !is_contested
             })
             .collect()
@@ -318,9 +336,15 @@ impl<S: Storage> Repair<'_, '_, S> {
         directory: &Directory,
         changes: &mut Changes,
     ) -> io::Result<Result<(), String>> {
+        if self.found(Code::BitmapTableSizeWrong) && !self.is_size_believed() {
+            return Ok(Err(
+                "the L1 table is not as long as the virtual disk needs, so the size of the disk may be what is damaged, and \
+                 the bitmaps right: restore the header field, or remove the bitmaps"
+                    .to_owned(),
+            ));
+        }
         let stays = self.stays(directory);
-        let is_contested =
-            self.drops_contested && directory.clusters.is_some_and(|all| self.is_contested(all));
+        let is_contested = directory.clusters.is_some_and(|all| self.goes_for(all));
         if directory.is_whole && !is_contested && stays.iter().all(|&stays| stays) {
             return Ok(Ok(()));
         }
@@ -350,6 +374,17 @@ impl<S: Storage> Repair<'_, '_, S> {
             return Ok(Ok(()));
         }
         self.switch_directory(extension, count, content, directory.clusters, changes)
+    }
+
+    /// Whether the L1 table bears out the size of the virtual disk, which bitmaps are measured by.
+    fn is_size_believed(&self) -> bool {
+        let header = self.examination.walk.image.header();
+        let needed = self
+            .examination
+            .walk
+            .geometry
+            .l1_entries_needed(header.size);
+        u64::from(header.l1_size) == needed
     }
 
     /// The clusters of ranges that nothing else uses.

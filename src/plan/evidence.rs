@@ -210,8 +210,19 @@ fn may_lower<'a, S: Storage>(
         );
     }
     let suspects = suspicious_clusters(examination, draft)?;
-    if suspects.is_empty() || wishes.accepts(Code::LostMappingSuspected) {
+    if wishes.accepts(Code::LostMappingSuspected) {
         return Ok(complete);
+    }
+    if suspects.is_empty() {
+        let has_snapshots = examination.walk.image.header().nb_snapshots > 0;
+        return match lost_sharers(examination, draft) {
+            count if count == 0 || !has_snapshots => Ok(complete),
+            count => Err(format!(
+                "{count} clusters in use are counted for more trees than lead to them, so a snapshot may have lost entries, \
+                 and with them what else looks leaked; --accept-loss {} lowers the counts all the same",
+                Code::LostMappingSuspected
+            )),
+        };
     }
     let reason = describe(&suspects, examination.walk.geometry.cluster_bytes());
     withheld.push(Withheld {
@@ -220,6 +231,36 @@ fn may_lower<'a, S: Storage>(
         reason,
     });
     Err(format!("see {}", Code::LostMappingSuspected))
+}
+
+/// How many clusters in use a tree may have lost its reference to: counted for more than use them, beside snapshots.
+///
+/// What this repair itself leaves counted too often is no evidence.
+fn lost_sharers<S: Storage>(examination: &Examination<'_, S>, draft: &DraftNotes) -> usize {
+    if draft.doubt().is_none() {
+        return 0;
+    }
+    let differences = examination.differences().into_iter();
+    let is_shared = |known: &Difference| {
+        known.expected > 0
+            && known.stored > Some(known.expected)
+            && !draft.released.contains(known.cluster)
+    };
+    differences.filter(is_shared).count()
+}
+
+/// Whether clusters in use are counted for more than use them: a tree may be lost that used them too.
+pub(super) fn has_lost_sharers<S: Storage>(
+    examination: &Examination<'_, S>,
+    draft: &DraftNotes,
+) -> bool {
+    lost_sharers(examination, draft) > 0
+}
+
+/// Whether a structure is damaged that may hide users of a cluster: then a count of one does not say that it has one owner.
+pub(super) fn may_hide_owners<S: Storage>(examination: &Examination<'_, S>) -> bool {
+    let mut open = examination.notes.findings.totals().map(|(code, _)| code);
+    open.any(is_structural) || examination.notes.coverage.complete().is_none()
 }
 
 /// Why some cluster that would be freed may be the only way to live data, if one is.
@@ -282,11 +323,43 @@ fn suspicious_clusters<S: Storage>(
                 words(&bytes).filter(|&word| names_cluster_of(geometry, word, &overcounted));
             let named = named.count() as u64;
             // In an external data file's tables no offset is one of this file, so nothing can be told by them.
-            let may_be_table = has_data_file && bytes.iter().any(|&byte| byte != 0);
+            let may_be_table = (has_data_file && bytes.iter().any(|&byte| byte != 0))
+                || reads_as_table(geometry, &bytes);
             (is_unreadable || named > 0 || may_be_table).then_some(Suspect { cluster, named })
         })
         .collect();
     Ok(suspects)
+}
+
+/// Whether every word is one that a mapping table of this image may have, and some are not zero: a lost table, even one
+/// whose clusters something else seems to use, or that maps nothing but zeros.
+fn reads_as_table(geometry: Geometry, bytes: &[u8]) -> bool {
+    let is_plausible = |word: u64| {
+        let entry = L2Entry(word);
+        match entry.descriptor(geometry) {
+            L2Descriptor::Compressed(extent) => geometry
+                .admit_extent(extent.offset, extent.bytes())
+                .is_ok_and(|clusters| clusters.count <= 2),
+            _ if entry.reserved_bits() != 0 => false,
+            _ => {
+                let offset = entry.standard_offset();
+                offset.0 == 0 || geometry.admit(offset).is_ok()
+            }
+        }
+    };
+    let all_plausible = |step: usize| {
+        let mut some = false;
+        // Counts of 64 bits that are all one read like plain zeros.
+        let mut is_more_than_counts = geometry.refcount_order() != 6;
+        let mut nonzero = words(bytes).step_by(step).filter(|&word| word != 0);
+        nonzero.all(|word| {
+            some = true;
+            is_more_than_counts |= L2Entry(word).standard_offset().0 != 0;
+            is_plausible(word)
+        }) && some
+            && is_more_than_counts
+    };
+    all_plausible(1) || (geometry.has_extended_l2() && all_plausible(2))
 }
 
 /// What is said of leaked clusters that may be the only way to live data.
@@ -305,8 +378,8 @@ fn describe(suspects: &[Suspect], cluster_bytes: u64) -> String {
         String::new()
     };
     format!(
-        "leaked clusters that name clusters counted more often than they are used may be a lost table, snapshot or bitmap: \
-         {}{more}; --accept-loss {} frees them and all they name",
+        "leaked clusters that name clusters counted more often than they are used, or read as a table throughout, may be a \
+         lost table, snapshot or bitmap: {}{more}; --accept-loss {} frees them and all they name",
         shown.collect::<Vec<_>>().join("; "),
         Code::LostMappingSuspected
     )

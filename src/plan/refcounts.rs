@@ -401,8 +401,19 @@ fn block_content<S: Storage>(
         let count = count.min(geometry.refcount_max());
         set_refcount_at(bytes, geometry.refcount_order(), slot, count);
     };
-    for difference in differences_in(&damage.differences, &range) {
+    let differing = differences_in(&damage.differences, &range);
+    // A block that something else claims too, but in which nothing in use is counted too low, is intact: what looks leaked
+    // by it may be what a damaged structure no longer leads to.
+    let is_intact = !examination.survey.unknown_counts.all && {
+        let is_sound =
+            |known: &Difference| known.has_conflict || known.stored >= Some(known.expected);
+        differing.iter().all(is_sound)
+    };
+    for difference in differing {
         let is_in_file = difference.cluster.0 < geometry.file_clusters();
+        if is_intact && is_in_file && difference.stored > Some(difference.expected) {
+            continue;
+        }
         let dropped = released.get(&difference.cluster).copied().unwrap_or(0);
         let expected = difference.expected.saturating_sub(dropped);
         set(

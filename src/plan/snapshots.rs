@@ -328,6 +328,16 @@ impl<S: Storage> Repair<'_, '_, S> {
                 of the image, or accept the loss of what cannot be read";
             return Err(self.for_all(reason));
         }
+        if evidence::has_lost_sharers(self.examination, self.notes) {
+            let reason = "clusters in use are counted for more trees than lead to them, so zeros may have been a snapshot; restore \
+                the table from a copy of the image, or accept the loss";
+            return Err(self.for_all(reason));
+        }
+        if self.notes.doubt() == Some(evidence::Doubt::CountsUnknown) {
+            let reason = "stored refcounts are lost too, so nothing says that zeros were no snapshot; restore the table from a \
+                copy of the image, or accept the loss";
+            return Err(self.for_all(reason));
+        }
         if let Some(lost) = evidence::suspicion(self.examination, self.notes) {
             let reason = format!(
                 "entries of zeros may have been snapshots: {lost}; restore the table from a copy of the image, or accept \

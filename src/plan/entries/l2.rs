@@ -119,6 +119,8 @@ impl<S: Storage> GroupVisitor<L2Item> for Visitor<'_, S> {
         let has_garbage = garbage >= GARBAGE_ENTRIES.saturating_mul(item.weight());
         let obstacle = if self.examination.has_conflict(item.cluster) {
             Some(Obstacle::Table)
+        } else if is_layout_doubtful(self.examination) {
+            Some(Obstacle::Implausible)
         } else if has_garbage && count(Code::L2TableImplausible) > 0 {
             Some(Obstacle::Implausible)
         } else {
@@ -149,6 +151,15 @@ impl<S: Storage> GroupVisitor<L2Item> for Visitor<'_, S> {
 
     /// What is in it was not found either.
     fn miss(&mut self, _item: &L2Item, _gap: Gap) {}
+}
+
+/// Whether the bit that makes entries twice as long may be the damage: nobody has such entries with so small clusters, and
+/// where the L1 table is too short for them, it was made for others.
+fn is_layout_doubtful<S: Storage>(examination: &Examination<'_, S>) -> bool {
+    let findings = &examination.notes.findings;
+    let codes = [Code::ExtendedL2ClusterTooSmall, Code::L1TableTooSmall];
+    let is_contradicted = codes.iter().any(|&code| findings.total_of(code).count > 0);
+    examination.walk.geometry.has_extended_l2() && is_contradicted
 }
 
 /// Whether what an entry maps is in its file.
