@@ -43,6 +43,8 @@ pub enum Error {
         path: PathBuf,
         /// Who holds which lock, as far as the system tells.
         holder: String,
+        /// Whether the image was to be changed, so that nobody else may even read it.
+        for_repair: bool,
     },
     /// The file system cannot lock, so a program that has the image open would not be seen.
     #[error(
@@ -81,7 +83,9 @@ impl Error {
     /// What to do next.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::Open { .. } => "check the path and the permissions; qfsck only needs to read",
+            Self::Open { .. } => {
+                "check the path and the permissions; a check only needs to read, a repair to write as well"
+            }
             Self::NotAFile { .. } => "give the path of an image file or of a block device",
             Self::NotQcow2 { what, .. } => match what {
                 NotQcow2::Empty => {
@@ -93,6 +97,9 @@ impl Error {
                 NotQcow2::Version(1) => "convert it with `qemu-img convert -f qcow -O qcow2`",
                 NotQcow2::Version(_) => "qfsck knows versions 2 and 3",
             },
+            Self::InUse {
+                for_repair: true, ..
+            } => "stop the program; nothing is written to an image that somebody has open",
             Self::InUse { .. } => {
                 "stop the program, or read anyway with -U (the result is then unreliable)"
             }

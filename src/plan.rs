@@ -12,6 +12,9 @@
 //! 2. Pass after pass: decide what may be done (`evidence`); describe it as patches of single words, and as new clusters
 //!    where nothing is (`space`); lay those out as sectors, stage by stage (`sectors`), over the image (`draft`).
 //! 3. Rehearse: check the image as it would be; unless that is strictly better, plan nothing.
+//!
+//! Of an image that cannot be read whole nothing is planned, and a read that fails later on ends the planning: what is not
+//! read must not make a plan smaller, or different.
 
 mod adjust;
 mod bitmaps;
@@ -34,7 +37,7 @@ use crate::error::Error;
 use crate::finding::{Code, Severity};
 use crate::image::Image;
 use crate::progress::Progress;
-use crate::qcow2::HostCluster;
+use crate::qcow2::{ClusterRange, HostCluster};
 use crate::storage::Storage;
 
 use draft::{Changes, Draft, DraftNotes};
@@ -185,6 +188,8 @@ pub struct Plan {
     pub before: Check,
     /// The image as it will be.
     pub after: Check,
+    /// Clusters that are leaked before and free afterwards, in order: what is in them is nobody's.
+    pub freed: Vec<ClusterRange>,
     /// Length of the image before, in bytes.
     pub length_bytes: u64,
     /// Length of the image afterwards, in bytes.
@@ -201,6 +206,18 @@ impl Plan {
     pub fn copied_bytes(&self) -> u64 {
         let copies = self.stages.iter().flat_map(|stage| &stage.copies);
         copies.map(|copy| copy.bytes).sum()
+    }
+
+    /// Bytes in clusters that are leaked before and free afterwards.
+    pub fn freed_bytes(&self) -> u64 {
+        let clusters = self.freed.iter().map(|range| range.count);
+        clusters.fold(0, u64::saturating_add) << self.before.header.cluster_bits
+    }
+
+    /// Whether guest data is copied over clusters of the image that nothing uses; only the undo file has what is in them.
+    pub fn overwrites_unused(&self) -> bool {
+        let mut copies = self.stages.iter().flat_map(|stage| &stage.copies);
+        copies.any(|copy| copy.to < self.length_bytes)
     }
 }
 
@@ -255,27 +272,45 @@ pub fn plan<S: Storage>(
     options: Options,
     progress: &Progress,
 ) -> Result<Plan, Error> {
-    let mut draft = Draft::new(image);
+    let original = image;
+    let mut draft = Draft::new(original);
     let mut before = None;
     let mut passes = wishes.mode.passes().iter().copied().peekable();
     while passes.peek().is_some() {
         let image = Image::open(draft.overlay(), Path::new("image"))?;
         let Ok(examination) = examine(&image, options, progress) else {
-            return Ok(nothing_to_locate(&image, options, progress));
+            return Ok(nothing_to_locate(original, options, progress));
         };
+        let coverage = &examination.notes.coverage;
+        let is_first = before.is_none();
+        let unreadable = is_first && coverage.unreadable_count() > 0;
+        if coverage.is_stopped() || unreadable {
+            let check = before.unwrap_or_else(|| examination.to_check());
+            let reason = if unreadable { UNREADABLE } else { STOPPED };
+            let withheld = evidence::all(&check, reason);
+            return Ok(nothing(original, check, withheld));
+        }
+        draft.refuse_failed_reads()?;
         let before = before.get_or_insert_with(|| {
-            draft.notes().remember(evidence::doubt(&examination));
+            draft.notes().remember(&examination);
             examination.to_check()
         });
         if let Some(withheld) = evidence::forbidden(&examination) {
-            return Ok(nothing(&image, before.clone(), vec![withheld]));
+            return Ok(nothing(original, before.clone(), vec![withheld]));
         }
         let may_guard = !examination.has_conflict(HostCluster(0));
         let mut done = None;
         let mut withheld = Vec::new();
         for pass in passes.by_ref() {
-            let mut changes = run(pass, &examination, wishes, draft.notes()).map_err(read_error)?;
+            let changes = run(pass, &examination, wishes, draft.notes());
+            if progress.is_stopped() {
+                let withheld = evidence::all(before, STOPPED);
+                return Ok(nothing(original, before.clone(), withheld));
+            }
+            draft.refuse_failed_reads()?;
+            let mut changes = changes.map_err(read_error)?;
             let stages = draft.lay_out(&image, &changes, may_guard);
+            draft.refuse_failed_reads()?;
             let stages = stages.map_err(read_error)?;
             withheld.push((pass, std::mem::take(&mut changes.withheld)));
             if !stages.is_empty() {
@@ -294,6 +329,13 @@ pub fn plan<S: Storage>(
     let before = before.unwrap_or_else(|| check(image, options, progress));
     draft.finish(before, wishes, options, progress)
 }
+
+/// Why nothing is planned where something cannot be read.
+const UNREADABLE: &str = "some of the image cannot be read, so nothing is written to it: copy it to a healthy disk \
+    (ddrescue), then repair the copy";
+
+/// Why nothing is planned by somebody who was stopped.
+const STOPPED: &str = "the planning was stopped, so nothing is done";
 
 /// What a pass makes of an examination.
 fn run<S: Storage>(
@@ -322,6 +364,7 @@ fn nothing_to_locate<S: Storage>(image: &Image<S>, options: Options, progress: &
 fn nothing<S: Storage>(image: &Image<S>, before: Check, withheld: Vec<Withheld>) -> Plan {
     Plan {
         stages: Vec::new(),
+        freed: Vec::new(),
         withheld,
         after: before.clone(),
         before,
@@ -346,7 +389,16 @@ fn is_consistent(check: &Check) -> bool {
 }
 
 /// Strictly better: no error is found more often, and something is found less often. Leaks may be the price of an error.
+///
+/// What was not looked at to its end is not known to be better.
 fn is_better(before: &Check, after: &Check) -> Result<(), Withheld> {
+    if after.coverage.is_stopped() {
+        return Err(Withheld {
+            code: Code::RefcountLeak,
+            count: 0,
+            reason: STOPPED.to_owned(),
+        });
+    }
     let counts = |code| {
         let count = |check: &Check| check.findings.total_of(code).count;
         (count(before), count(after))

@@ -45,6 +45,14 @@ pub trait StorageMut: Storage {
 
     /// Returns when everything written will survive a power cut.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Gives a range back to the file system: it reads as zero then, and takes no space. What was in it is gone.
+    fn punch(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("no hole of {bytes} bytes can be made at byte {offset}"),
+        ))
+    }
 }
 
 impl Storage for [u8] {

@@ -10,9 +10,12 @@
 //!
 //! Any error stops at once: nothing is tried twice, because a failed sync does not say what was lost. After a failed
 //! write or sync the undo file is the way back. Where the image is not what the plan expects, or not what the rehearsal
-//! promised, the sectors written so far are put back, and the undo file stays as well.
+//! promised, the sectors written so far are put back; then the undo file is of use to nobody, and whoever made it may
+//! delete it ([`RepairError::is_put_back`]).
 
-use std::collections::BTreeMap;
+mod error;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -27,6 +30,8 @@ use crate::undo::{
     Journal, Judgement, SECTOR_BYTES, UndoFile, UndoHeader, UndoRecord, UndoState, UndoWriter,
     sector_checksums,
 };
+
+pub use error::RepairError;
 
 /// Byte of the header that holds the corrupt bit, and the bit.
 const CORRUPT_BYTE: usize = 79;
@@ -55,48 +60,6 @@ pub struct Receipt {
     pub sectors_written: u64,
 }
 
-/// Why a repair or an undo did not do what it was asked to.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RepairError {
-    /// The image could not be opened or read; it was not written to.
-    #[error("{0}; the image was not changed")]
-    Image(#[from] Error),
-    /// The undo file could not be written; the image was not written to.
-    #[error("the undo file cannot be written: {0}; the image was not changed")]
-    UndoFile(io::Error),
-    /// The disk has no room for what the repair adds; the image was not written to.
-    #[error(
-        "there is no room for what the repair adds to the image: {0}; the image was not changed"
-    )]
-    NoSpace(io::Error),
-    /// What the plan expects is not there; what was written was put back.
-    #[error(
-        "the image changed at byte {offset} since the plan was made; what was written so far was put back"
-    )]
-    Changed {
-        /// Where.
-        offset: u64,
-    },
-    /// A write or sync failed.
-    #[error("writing to the image failed: {0}; `qfsck undo` puts it back")]
-    Write(io::Error),
-    /// The repaired image is not what the rehearsal promised.
-    #[error("the image is not what the rehearsal promised; what was written was put back")]
-    NotAsRehearsed,
-    /// The undo file is of a repair that never began.
-    #[error("this undo file belongs to a repair that never began; the image was not changed by it")]
-    NothingToUndo,
-    /// The image was used since the repair.
-    #[error(
-        "the image was used since the repair ({what}), so putting old bytes back would damage it"
-    )]
-    UsedSince {
-        /// How one can tell.
-        what: String,
-    },
-}
-
 /// Keeps what a plan will change in the undo file, and applies it. An empty plan needs neither.
 pub fn apply<S: StorageMut, U: UndoSink>(
     storage: &mut S,
@@ -119,23 +82,45 @@ pub fn apply<S: StorageMut, U: UndoSink>(
         .reserve(plan.length_bytes_after)
         .map_err(RepairError::NoSpace)?;
     let sink = sink().map_err(RepairError::UndoFile)?;
-    let journal = keep_originals(storage, identity, length_bytes, plan, sink)
-        .map_err(RepairError::UndoFile)?;
+    let journal = keep_originals(storage, identity, length_bytes, plan, sink)?;
     let mut transaction = Transaction {
         storage,
         journal,
         sectors_written: 0,
+        stages_done: 0,
     };
     transaction.apply(plan, options, progress)?;
     let sectors_written = transaction.sectors_written;
-    let image = Image::open(&*transaction.storage, Path::new("image"))?;
-    let digest = left_digest(&image, length_bytes, progress).map_err(RepairError::Write)?;
-    let left_length_bytes = length(&*transaction.storage)?;
+    let image = reopened(&*transaction.storage)?;
+    let digest = left_digest(&image, length_bytes, progress).map_err(RepairError::Read)?;
+    let left_length_bytes = image.file_bytes();
     transaction
         .journal
         .finish(left_length_bytes, digest)
-        .map_err(RepairError::Write)?;
+        .map_err(RepairError::Seal)?;
     Ok(Receipt { sectors_written })
+}
+
+/// Gives the clusters that a repair has freed back to the file system, and says how many bytes they were.
+///
+/// What is in them is nobody's: they were leaked before the repair, it wrote nothing there, and its undo, which still
+/// works, finds them leaked again, with zeros. The receipt is that of the repair: before its end nothing is given back.
+pub fn punch_freed<S: StorageMut>(
+    storage: &mut S,
+    plan: &Plan,
+    _repaired: Receipt,
+) -> io::Result<u64> {
+    let cluster_bits = plan.before.header.cluster_bits;
+    for range in &plan.freed {
+        storage.punch(range.start.0 << cluster_bits, range.count << cluster_bits)?;
+    }
+    storage.sync()?;
+    Ok(plan.freed_bytes())
+}
+
+/// The image as it is, after something was written to it.
+fn reopened<S: Storage>(storage: &S) -> Result<Image<&S>, RepairError> {
+    Image::open(storage, Path::new("image")).map_err(RepairError::Reread)
 }
 
 /// What tells whether anybody has written to the image since a repair: its metadata, and everything the repair appended.
@@ -193,7 +178,7 @@ fn keep_originals<U: UndoSink>(
     length_bytes: u64,
     plan: &Plan,
     sink: U,
-) -> io::Result<Journal<U>> {
+) -> Result<Journal<U>, RepairError> {
     let header = UndoHeader {
         original_length_bytes: length_bytes,
         device: identity.device,
@@ -201,14 +186,21 @@ fn keep_originals<U: UndoSink>(
         is_block_device: identity.is_block_device,
         path: identity.path.clone(),
     };
-    let mut writer = UndoWriter::new(sink, &header)?;
+    let mut writer = UndoWriter::new(sink, &header).map_err(RepairError::UndoFile)?;
+    let versions = sector_versions(storage, &plan.stages, length_bytes).map_err(read_failed)?;
     // What is appended is cut off again: only what is overwritten has to be kept.
-    for (offset, versions) in sector_versions(storage, &plan.stages, length_bytes)? {
+    for (offset, versions) in versions {
         let mut original = [0; SECTOR_BYTES];
-        storage.read_at(offset, &mut original)?;
-        writer.record(offset, &original, &versions)?;
+        storage
+            .read_at(offset, &mut original)
+            .map_err(read_failed)?;
+        writer
+            .record(offset, &original, &versions)
+            .map_err(RepairError::UndoFile)?;
     }
-    writer.commit(plan.length_bytes_after)
+    writer
+        .commit(plan.length_bytes_after)
+        .map_err(RepairError::UndoFile)
 }
 
 /// For each sector of the original image that changes, its checksum after each stage that changes it.
@@ -253,6 +245,7 @@ struct Transaction<'a, S, U> {
     storage: &'a mut S,
     journal: Journal<U>,
     sectors_written: u64,
+    stages_done: usize,
 }
 
 impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
@@ -262,16 +255,17 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
         options: Options,
         progress: &Progress,
     ) -> Result<(), RepairError> {
-        let is_last = |stage: &&Stage| stage.kind == StageKind::ClearState;
-        for stage in plan.stages.iter().filter(|stage| !is_last(stage)) {
+        let mut is_verified = false;
+        for stage in &plan.stages {
+            if stage.kind == StageKind::ClearState {
+                self.expect_as_rehearsed(plan, options, progress)?;
+                is_verified = true;
+            }
             self.apply_stage(stage, plan)?;
+            self.stages_done += 1;
         }
-        if !self.is_as_rehearsed(plan, options, progress)? {
-            self.put_back(plan)?;
-            return Err(RepairError::NotAsRehearsed);
-        }
-        for stage in plan.stages.iter().filter(is_last) {
-            self.apply_stage(stage, plan)?;
+        if !is_verified {
+            self.expect_as_rehearsed(plan, options, progress)?;
         }
         Ok(())
     }
@@ -284,21 +278,22 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
             let mut now = vec![0; before.len()];
             self.storage
                 .read_at(edit.offset, &mut now)
-                .map_err(RepairError::Write)?;
+                .map_err(RepairError::Read)?;
             if now != before {
-                self.put_back(plan)?;
+                self.put_back(plan).map_err(RepairError::PutBack)?;
                 return Err(RepairError::Changed {
                     offset: edit.offset,
                 });
             }
         }
         for edit in &stage.edits {
-            self.write(edit.offset, &edit.after)?;
+            self.write(edit.offset, &edit.after)
+                .map_err(RepairError::Write)?;
         }
         for copy in &stage.copies {
             self.copy(*copy)?;
         }
-        self.sync()
+        self.storage.sync().map_err(RepairError::Write)
     }
 
     fn copy(&mut self, copy: CopyEdit) -> Result<(), RepairError> {
@@ -311,61 +306,92 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
             };
             self.storage
                 .read_at(copy.from + done, part)
-                .map_err(RepairError::Write)?;
-            self.sectors_written += part.len().div_ceil(SECTOR_BYTES) as u64;
-            self.storage
-                .write_at(copy.to + done, part)
+                .map_err(RepairError::Read)?;
+            self.write(copy.to + done, part)
                 .map_err(RepairError::Write)?;
             done += part.len() as u64;
         }
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), RepairError> {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.sectors_written += bytes.len().div_ceil(SECTOR_BYTES) as u64;
-        self.storage
-            .write_at(offset, bytes)
-            .map_err(RepairError::Write)
+        self.storage.write_at(offset, bytes)
     }
 
-    /// Undoes in memory's order what was written so far: the stages backwards, wherever their outcome is found.
-    fn put_back(&mut self, plan: &Plan) -> Result<(), RepairError> {
-        for stage in plan.stages.iter().rev() {
+    /// Takes back what was written so far: the stages backwards, every sector that is as its stage left it.
+    ///
+    /// Sectors that are otherwise are not ours. What was copied over clusters that nothing uses stays there; the undo file
+    /// has it.
+    fn put_back(&mut self, plan: &Plan) -> io::Result<()> {
+        let done = plan.stages.iter().take(self.stages_done);
+        for stage in done.rev() {
             for edit in &stage.edits {
                 let mut now = vec![0; edit.after.len()];
-                self.storage
-                    .read_at(edit.offset, &mut now)
-                    .map_err(RepairError::Write)?;
-                if now == edit.after && !edit.before.is_empty() {
-                    self.write(edit.offset, &edit.before)?;
+                self.storage.read_at(edit.offset, &mut now)?;
+                let sectors = (edit.offset..).step_by(SECTOR_BYTES).zip(
+                    edit.before.chunks(SECTOR_BYTES).zip(
+                        edit.after
+                            .chunks(SECTOR_BYTES)
+                            .zip(now.chunks(SECTOR_BYTES)),
+                    ),
+                );
+                for (offset, (before, (after, now))) in sectors {
+                    if now == after && before != after {
+                        self.write(offset, before)?;
+                    }
                 }
             }
-            self.sync()?;
+            self.storage.sync()?;
         }
         self.cut_off(plan.length_bytes)
     }
 
+    /// Whether every sector is as it was before the first stage that changed it.
+    fn expect_originals(&self, plan: &Plan) -> io::Result<()> {
+        let mut seen = BTreeSet::new();
+        for edit in plan.stages.iter().flat_map(|stage| &stage.edits) {
+            let mut now = vec![0; edit.before.len()];
+            self.storage.read_at(edit.offset, &mut now)?;
+            let sectors = edit
+                .before
+                .chunks(SECTOR_BYTES)
+                .zip(now.chunks(SECTOR_BYTES));
+            for (offset, (before, now)) in (edit.offset..).step_by(SECTOR_BYTES).zip(sectors) {
+                if seen.insert(offset) && before != now {
+                    return Err(io::Error::other(format!("byte {offset} is not as it was")));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes back what was appended. Nothing may refer to it any more, on disk.
-    fn cut_off(&mut self, length_bytes: u64) -> Result<(), RepairError> {
-        if length(&*self.storage)? > length_bytes {
-            self.storage
-                .truncate(length_bytes)
-                .map_err(RepairError::Write)?;
-            self.sync()?;
+    fn cut_off(&mut self, length_bytes: u64) -> io::Result<()> {
+        if self.storage.length_bytes()? > length_bytes {
+            self.storage.truncate(length_bytes)?;
+            self.storage.sync()?;
         }
         Ok(())
     }
 
     /// Reads the whole image again; all but the bits that are cleared last must be as the rehearsal found them.
-    fn is_as_rehearsed(
-        &self,
+    fn expect_as_rehearsed(
+        &mut self,
         plan: &Plan,
         options: Options,
         progress: &Progress,
-    ) -> Result<bool, RepairError> {
-        let image = Image::open(&*self.storage, Path::new("image"))?;
+    ) -> Result<(), RepairError> {
+        let image = reopened(&*self.storage)?;
         let now = check(&image, options, progress);
-        Ok(totals(&now) == totals(&plan.after) && now.coverage == plan.after.coverage)
+        if totals(&now) == totals(&plan.after) && now.coverage == plan.after.coverage {
+            return Ok(());
+        }
+        drop(image);
+        self.put_back(plan)
+            .and_then(|()| self.expect_originals(plan))
+            .map_err(RepairError::PutBack)?;
+        Err(RepairError::NotAsRehearsed)
     }
 }
 
@@ -395,50 +421,60 @@ pub fn undo_repair<S: StorageMut, U: UndoSink>(
         storage,
         journal,
         sectors_written: 0,
+        stages_done: 0,
     };
-    let length_bytes = file.header.original_length_bytes;
-    let is_header = |record: &&UndoRecord<'_>| record.offset == 0;
-    let (header, body): (Vec<&UndoRecord<'_>>, Vec<&UndoRecord<'_>>) =
-        file.records.iter().partition(is_header);
-    // While the body is neither as it was nor as it was left, nobody shall open the image for writing.
-    for record in &header {
-        let mut guarded = record.original.to_vec();
-        if record.versions().len() > 1
-            && let Some(byte) = guarded.get_mut(CORRUPT_BYTE)
-        {
-            *byte |= CORRUPT_BIT;
-        }
-        transaction.write_clipped(record.offset, &guarded, length_bytes)?;
-    }
-    transaction.sync()?;
-    for record in &body {
-        transaction.write_clipped(record.offset, record.original, length_bytes)?;
-    }
-    transaction.sync()?;
-    transaction.cut_off(length_bytes)?;
-    for record in &header {
-        transaction.write_clipped(record.offset, record.original, length_bytes)?;
-    }
-    transaction.sync()?;
+    transaction
+        .put_originals(file)
+        .map_err(RepairError::PutBack)?;
     Ok(Receipt {
         sectors_written: transaction.sectors_written,
     })
 }
 
 impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
-    fn write_clipped(
-        &mut self,
-        offset: u64,
-        bytes: &[u8],
-        length_bytes: u64,
-    ) -> Result<(), RepairError> {
-        let in_file = usize::try_from(length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let part = bytes.get(..bytes.len().min(in_file)).unwrap_or(bytes);
-        self.write(offset, part)
+    fn put_originals(&mut self, file: &UndoFile<'_>) -> io::Result<()> {
+        let length_bytes = file.header.original_length_bytes;
+        let is_header = |record: &&UndoRecord<'_>| record.offset == 0;
+        let (header, body): (Vec<&UndoRecord<'_>>, Vec<&UndoRecord<'_>>) =
+            file.records.iter().partition(is_header);
+        // While the body is neither as it was nor as it was left, nobody shall open the image for writing.
+        for record in &header {
+            let mut guarded = record.original.to_vec();
+            if record.versions().len() > 1
+                && let Some(byte) = guarded.get_mut(CORRUPT_BYTE)
+            {
+                *byte |= CORRUPT_BIT;
+            }
+            self.put_original(record.offset, &guarded, length_bytes)?;
+        }
+        self.storage.sync()?;
+        for record in &body {
+            self.put_original(record.offset, record.original, length_bytes)?;
+        }
+        self.storage.sync()?;
+        self.cut_off(length_bytes)?;
+        for record in &header {
+            self.put_original(record.offset, record.original, length_bytes)?;
+        }
+        self.storage.sync()
     }
 
-    fn sync(&mut self) -> Result<(), RepairError> {
-        self.storage.sync().map_err(RepairError::Write)
+    /// Writes what lies before the end of the original file.
+    ///
+    /// Zeros are not written into a hole: they are there, and the disk may have no room for them. Other bytes are written
+    /// even where they are read: after a sync that failed, what is read need not be what is on the disk.
+    fn put_original(&mut self, offset: u64, bytes: &[u8], length_bytes: u64) -> io::Result<()> {
+        let in_file = usize::try_from(length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let part = bytes.get(..bytes.len().min(in_file)).unwrap_or(bytes);
+        if part.iter().all(|&byte| byte == 0) {
+            let end = offset.saturating_add(part.len() as u64);
+            let next_data = self.storage.next_data(offset);
+            let is_hole = next_data.is_ok_and(|next| next.is_none_or(|next| next >= end));
+            if is_hole && end <= self.storage.length_bytes()? {
+                return Ok(());
+            }
+        }
+        self.write(offset, part)
     }
 }
 
@@ -467,7 +503,7 @@ fn refuse_used_image<S: Storage>(
             if length_bytes != left_length_bytes {
                 return used(format!("its length is {length_bytes} bytes"));
             }
-            let image = Image::open(storage, Path::new("image"))?;
+            let image = Image::open(storage, Path::new("image")).map_err(RepairError::Image)?;
             let original = file.header.original_length_bytes;
             let now = left_digest(&image, original, progress).map_err(read_failed)?;
             if now != digest {

@@ -29,10 +29,7 @@ pub(super) fn raise<S: Storage>(examination: &Examination<'_, S>) -> Changes {
         may_correct: true,
         may_lower: None,
     };
-    Changes {
-        patches: patches(examination, permit),
-        ..Changes::default()
-    }
+    patches(examination, permit)
 }
 
 /// Lowers counts that are too high, where that is proven to free nothing that is used.
@@ -43,26 +40,46 @@ pub(super) fn lower<S: Storage>(
 ) -> Changes {
     let (permit, withheld) = evidence::permit(examination, wishes, notes);
     Changes {
-        patches: patches(examination, permit),
         withheld,
-        ..Changes::default()
+        ..patches(examination, permit)
     }
 }
 
-/// Everything the permit allows, as patches.
-fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> Vec<Patch> {
+/// Everything the permit allows, as patches, and the clusters that are free then.
+fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> Changes {
     let differences = examination.differences();
     let contested = contested_clusters(&differences);
     let counts = planned_counts(examination, permit, &differences, &contested);
     let mut patches = refcount_patches(examination, &differences, &counts);
-    if permit.may_correct {
+    // Where nothing but leaks was found, every flag fits its count: only what is lowered to one gets a new flag.
+    if permit.may_correct || permit.may_lower.is_some() {
         let flags = flag_patches(examination, &differences, &counts, &contested);
         let sets = |patch: &Patch| patch.stage == StageKind::SetCopied;
         let may_set = !flags.iter().any(sets)
             || (permit.may_lower.is_some() || !evidence::may_hide_owners(examination));
         patches.extend(flags.into_iter().filter(|patch| may_set || !sets(patch)));
     }
-    patches
+    let leaked = differences.iter().zip(&counts);
+    let freed = leaked.filter(|(difference, count)| is_leaked(difference) && **count == Some(0));
+    Changes {
+        patches,
+        freed: freed.map(|(difference, _)| difference.cluster).collect(),
+        ..Changes::default()
+    }
+}
+
+/// Whether a cluster is counted, and nothing uses it.
+fn is_leaked(difference: &Difference) -> bool {
+    difference.expected == 0 && difference.stored > Some(0)
+}
+
+/// The clusters that are leaked in the image as it is, not by this repair.
+pub(super) fn leaked<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
+    let leaked = ClusterSet::new();
+    for difference in examination.differences().iter().filter(|it| is_leaked(it)) {
+        leaked.insert(difference.cluster);
+    }
+    leaked
 }
 
 /// Clusters with users that may not share them: nothing is written there.
@@ -93,8 +110,7 @@ fn planned_counts<S: Storage>(
             let is_allowed = if wanted > stored {
                 permit.may_correct
             } else {
-                // A count that is too high on a cluster in use does no harm; its flags are errors' business.
-                permit.may_lower.is_some() && (permit.may_correct || difference.expected == 0)
+                permit.may_lower.is_some()
             };
             let block = refcount_block(&examination.survey, geometry, difference.cluster);
             // A block that the file ends in has counts that are not on disk; writing one would grow the file.
@@ -171,7 +187,7 @@ fn flag_patches<S: Storage>(
     counts: &[Option<u64>],
     contested: &ClusterSet,
 ) -> Vec<Patch> {
-    if examination.walk.image.header().has_data_file() {
+    if examination.walk.image.header().has_data_file() || differences.is_empty() {
         return Vec::new();
     }
     let shared = ClusterSet::new();

@@ -4,6 +4,7 @@
 //! deciding on a change, but for the guard before the first and the state bits after the last.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use super::{
     evidence::{self, Doubt},
     is_better, is_consistent, read_error,
 };
-use crate::check::{Check, Options, check};
+use crate::check::{Check, Examination, Options, check};
 use crate::error::Error;
 use crate::finding::Code;
 use crate::image::Image;
@@ -33,6 +34,8 @@ pub(super) struct Changes {
     pub(super) copies: Vec<FreshCopy>,
     /// Clusters that nothing uses any more when the pass is done.
     pub(super) released: Vec<ClusterRange>,
+    /// Clusters whose count goes to zero.
+    pub(super) freed: Vec<HostCluster>,
     /// What the pass leaves as it is, and why.
     pub(super) withheld: Vec<Withheld>,
 }
@@ -63,12 +66,15 @@ pub(super) struct DraftNotes {
     pub(super) gave_up: bool,
     /// Why some cluster may be one that a damaged pointer meant.
     doubt: OnceCell<Option<Doubt>>,
+    /// Clusters that are leaked in the image as it is.
+    leaked: OnceCell<ClusterSet>,
 }
 
 impl DraftNotes {
     /// Keeps what only the image as it is can tell; the first answer stays.
-    pub(super) fn remember(&self, doubt: Option<Doubt>) {
-        self.doubt.get_or_init(|| doubt);
+    pub(super) fn remember<S: Storage>(&self, examination: &Examination<'_, S>) {
+        self.doubt.get_or_init(|| evidence::doubt(examination));
+        self.leaked.get_or_init(|| adjust::leaked(examination));
     }
 
     /// Why some cluster may be one that a damaged pointer meant.
@@ -83,6 +89,7 @@ pub(super) struct Draft<'a, S> {
     stages: Vec<Stage>,
     withheld: Vec<(Pass, Withheld)>,
     notes: DraftNotes,
+    freed: BTreeSet<HostCluster>,
     length_bytes: u64,
 }
 
@@ -97,7 +104,9 @@ impl<'a, S: Storage> Draft<'a, S> {
                 released: ClusterSet::new(),
                 gave_up: false,
                 doubt: OnceCell::new(),
+                leaked: OnceCell::new(),
             },
+            freed: BTreeSet::new(),
             length_bytes: image.file_bytes(),
         }
     }
@@ -165,7 +174,44 @@ impl<'a, S: Storage> Draft<'a, S> {
         for cluster in changes.released.iter().flat_map(|range| range.clusters()) {
             self.notes.released.insert(cluster);
         }
+        self.freed.extend(&changes.freed);
         self.stages.extend(stages);
+    }
+
+    /// What was leaked before this repair, is free after it, and was not written to by it: its bytes are nobody's, and no
+    /// undo needs them. What the repair itself put out of use is not among them: an undo refers to it again.
+    fn given_back(&self, cluster_bits: u32) -> Vec<ClusterRange> {
+        let clusters_of =
+            |start: u64, end: u64| start >> cluster_bits..end.div_ceil(1 << cluster_bits);
+        let mut written = BTreeSet::new();
+        for stage in &self.stages {
+            for edit in &stage.edits {
+                written.extend(clusters_of(
+                    edit.offset,
+                    edit.offset + edit.after.len() as u64,
+                ));
+            }
+            for copy in &stage.copies {
+                written.extend(clusters_of(copy.to, copy.to + copy.bytes));
+            }
+        }
+        let whole_clusters = self.length_bytes >> cluster_bits;
+        let mut ranges: Vec<ClusterRange> = Vec::new();
+        for &cluster in &self.freed {
+            let was_leaked = self
+                .notes
+                .leaked
+                .get()
+                .is_some_and(|set| set.contains(cluster));
+            if !was_leaked || cluster.0 >= whole_clusters || written.contains(&cluster.0) {
+                continue;
+            }
+            match ranges.last_mut() {
+                Some(last) if last.end() == cluster.0 => last.count += 1,
+                _ => ranges.push(ClusterRange::one(cluster)),
+            }
+        }
+        ranges
     }
 
     /// The plan: with final dirty and corrupt bits, rehearsed, or empty where the image would not be better.
@@ -195,18 +241,20 @@ impl<'a, S: Storage> Draft<'a, S> {
             self.push(last, &changes, wishes);
             after = self.rehearse(options, progress)?;
         }
-        let withheld = self.withheld.into_iter();
+        let withheld = std::mem::take(&mut self.withheld).into_iter();
         let mut withheld: Vec<Withheld> = withheld.map(|(_, reason)| reason).collect();
         if !self.stages.is_empty()
             && let Err(reason) = is_better(&before, &after)
         {
             withheld.push(reason);
             self.stages = Vec::new();
+            self.freed = BTreeSet::new();
             after.clone_from(&before);
         }
         evidence::say_what_is_left(&after, &mut withheld);
         let end = self.stages.iter().map(Stage::end).max().unwrap_or(0);
         Ok(Plan {
+            freed: self.given_back(before.header.cluster_bits),
             stages: self.stages,
             withheld,
             before,
@@ -219,6 +267,20 @@ impl<'a, S: Storage> Draft<'a, S> {
     /// Checks the image as it would be.
     fn rehearse(&self, options: Options, progress: &Progress) -> Result<Check, Error> {
         let image = Image::open(&self.overlay, Path::new("rehearsal"))?;
-        Ok(check(&image, options, progress))
+        let check = check(&image, options, progress);
+        self.refuse_failed_reads()?;
+        Ok(check)
+    }
+
+    /// A plan made without what could not be read would be another plan.
+    pub(super) fn refuse_failed_reads(&self) -> Result<(), Error> {
+        match self.overlay.take_read_failure() {
+            None => Ok(()),
+            Some((offset, source)) => Err(Error::Read {
+                path: Path::new("image").to_owned(),
+                offset,
+                source,
+            }),
+        }
     }
 }

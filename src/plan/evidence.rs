@@ -148,6 +148,19 @@ pub(super) fn say_what_is_left(after: &Check, withheld: &mut Vec<Withheld>) {
     }
 }
 
+/// Everything that was found, left as it is for one reason.
+pub(super) fn all(check: &Check, reason: &str) -> Vec<Withheld> {
+    let wrong = check.findings.totals();
+    let wrong = wrong.filter(|(code, _)| code.severity() > Severity::Notice);
+    wrong
+        .map(|(code, total)| Withheld {
+            code,
+            count: total.count,
+            reason: reason.to_owned(),
+        })
+        .collect()
+}
+
 /// What forbids writing anything: bits whose meaning nobody here knows.
 pub(super) fn forbidden<S: Storage>(examination: &Examination<'_, S>) -> Option<Withheld> {
     let findings = &examination.notes.findings;

@@ -196,6 +196,18 @@ impl StorageMut for RepairFile {
     fn sync(&mut self) -> io::Result<()> {
         self.image.file.sync_all()
     }
+
+    fn punch(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        // A device may keep the bytes, or not, or give others: nobody could say what it reads as then.
+        if self.image.is_block_device {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let out_of_range = |_| io::Error::from(io::ErrorKind::FileTooLarge);
+        let start = i64::try_from(offset).map_err(out_of_range)?;
+        let bytes = i64::try_from(bytes).map_err(out_of_range)?;
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        Ok(fallocate(&self.image.file, flags, start, bytes)?)
+    }
 }
 
 impl Storage for ImageFile {

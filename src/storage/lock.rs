@@ -59,7 +59,14 @@ pub(super) fn acquire_alone(file: &File, path: &Path) -> Result<LockScope, Error
     let others_use: Vec<i64> = (USES_CONSISTENT_READ..=USES_RESIZE).collect();
     let others_refuse = [UNSHARES_CONSISTENT_READ, UNSHARES_WRITE, UNSHARES_RESIZE];
     let asked = [&others_use[..], &others_refuse].concat();
-    lock_bytes(file, path, &held, &asked, true)
+    lock_bytes(file, path, &held, &asked, true).map_err(|error| match error {
+        Error::InUse { path, holder, .. } => Error::InUse {
+            path,
+            holder,
+            for_repair: true,
+        },
+        other => other,
+    })
 }
 
 /// Locks bytes first and asks about others' then: whoever comes at the same time sees the same, and one or both refuse.
@@ -106,6 +113,7 @@ fn in_use(file: &File, path: &Path, start: i64, length: i64) -> Error {
     Error::InUse {
         path: path.to_owned(),
         holder: describe_holder(file, start, length),
+        for_repair: false,
     }
 }
 

@@ -158,7 +158,7 @@ fn intact_refcount_block_that_a_damaged_entry_names_keeps_what_it_counts() {
     let mut image = six_clusters(12).snapshot("1", "one").build();
     let shared = image.host_cluster(Tree::Active, 1);
     let block = image.refcount_block(0);
-    image.put_u64(image.l2_entry(Tree::Active, 5), block);
+    image.put_u64(image.l2_entry(Tree::Active, 5), block | 1 << 63);
     image.put_u32(image.field("nb_snapshots"), 0);
     attacked(&image, |plan, _| {
         assert!(!does(plan, StageKind::SetCopied), "{:?}", plan.stages);

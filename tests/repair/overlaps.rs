@@ -500,12 +500,10 @@ fn tables_that_cannot_be_read_leave_everything_as_it_is() {
     let disk = Image::open(disk, Path::new("image")).expect("an image");
     let progress = Progress::default();
     let plan = qfsck::plan(&disk, &all(), Options::default(), &progress).expect("a plan");
-    assert_eq!(plan.copied_bytes(), 0);
-    let left = plan.withheld.iter();
-    let reason = left
-        .filter(|left| left.reason.contains("who else uses"))
-        .count();
-    assert_eq!(reason, 1, "{:#?}", plan.withheld);
+    assert!(plan.is_empty(), "{plan:#?}");
+    let mut left = plan.withheld.iter();
+    let is_named = left.any(|left| left.reason.contains("cannot be read"));
+    assert!(is_named, "{:#?}", plan.withheld);
 }
 
 /// An image with a sector that cannot be read.

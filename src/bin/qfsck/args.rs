@@ -191,6 +191,10 @@ Examples:
   qfsck repair --resume disk.qcow2             after a power cut in the middle of a repair
   qfsck repair --yes --undo-file /var/tmp/disk.undo disk.qcow2
   qfsck undo /var/tmp/disk.undo --image disk.qcow2")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub(crate) struct RepairArgs {
     /// Image file or block device
     #[arg(value_name = "IMAGE")]
@@ -238,6 +242,13 @@ pub(crate) struct RepairArgs {
     /// After a repair that was cut short: put the image back as it was, then repair it anew
     #[arg(long, conflicts_with_all = ["plan", "dry_run"])]
     pub(crate) resume: bool,
+
+    /// Give the clusters that are freed back to the file system, once the repair is done
+    ///
+    /// `qfsck undo` still works then, but finds zeros in them: what was in leaked clusters is gone. Clusters freed by
+    /// earlier repairs are left as they are, and so is a block device.
+    #[arg(long, conflicts_with_all = ["plan", "dry_run"])]
+    pub(crate) punch: bool,
 
     /// Do not ask
     #[arg(short, long)]

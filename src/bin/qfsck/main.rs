@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use args::{Cli, Command};
 use clap::Parser;
 use exit::Outcome;
+use nix::sys::signal::{SigSet, Signal};
 use qfsck::escaped_path;
 use rayon::ThreadPoolBuilder;
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             "qfsck: internal error: {info}\nA check has written nothing; a repair has left its undo file. Please report this with the image's metadata."
         ));
     }));
+    hear_of_size_limits();
     let outcome = panic::catch_unwind(|| match cli.command {
         Command::Check(args) => with_threads(args.jobs, || check::run(&args)),
         Command::Repair(args) => with_threads(None, || repair::run(&args)),
@@ -48,6 +50,15 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
     });
     outcome.unwrap_or(Outcome::Internal).into()
+}
+
+/// A write past a limit of file sizes (`ulimit -f`) shall fail with words, not end the program in the middle of a repair.
+/// Called before there is a second thread: threads inherit it.
+fn hear_of_size_limits() {
+    let mut limit = SigSet::empty();
+    limit.add(Signal::SIGXFSZ);
+    // Where it cannot be blocked, the signal still ends the program, as a power cut would.
+    let _blocked = limit.thread_block();
 }
 
 /// A usage error must never read as a finding: clap's own exit code for it is 2, "corrupt".

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use qfsck::undo::UndoFile;
 use qfsck::{
     Check, Error, Image, Options, Plan, Progress, Receipt, RepairError, RepairFile, RepairOptions,
     Storage, UndoSinkFile,
@@ -92,7 +93,7 @@ pub(crate) fn apply(site: &mut Site<'_>, plan: &Plan) -> Applied {
     let now = now.map(|image| qfsck::check(&image, site.options, &progress));
     watch.finish();
     if let Err(error) = &receipt {
-        explain(site, error, is_created.get());
+        explain(site, plan, error, is_created.get());
     }
     if Watch::is_interrupted() {
         say("qfsck: a signal came while the image was written to; the repair went on to its end");
@@ -101,16 +102,17 @@ pub(crate) fn apply(site: &mut Site<'_>, plan: &Plan) -> Applied {
 }
 
 /// Says what went wrong, and how to go on.
-fn explain(site: &Site<'_>, error: &RepairError, is_created: bool) {
+fn explain(site: &mut Site<'_>, plan: &Plan, error: &RepairError, is_created: bool) {
     say(&format!("qfsck: {error}"));
     if !is_created {
         return;
     }
-    if matches!(error, RepairError::UndoFile(_)) {
-        // The image was not written to: what there is of the file would only stand in the way.
+    let path = shell_word(&site.undo_path);
+    let is_as_it_was = error.is_unchanged() || (error.is_put_back() && is_whole_again(site, plan));
+    if is_as_it_was {
+        // The image is as it was: what there is of the file would only stand in the way of the next repair.
         let removed = UndoSinkFile::open(&site.undo_path).and_then(|(sink, _)| sink.remove());
         if let Err(error) = removed {
-            let path = shell_word(&site.undo_path);
             say(&format!(
                 "  {path} is of no use and can be deleted ({error})"
             ));
@@ -118,9 +120,22 @@ fn explain(site: &Site<'_>, error: &RepairError, is_created: bool) {
         return;
     }
     say(&format!(
-        "  the undo file is {}\n  `{}` puts the image back as it was, `{}` does that and repairs it anew",
-        shell_word(&site.undo_path),
+        "  the undo file is {path}\n  `{}` puts the image back as it was, `{}` does that and repairs it anew",
         undo_command(site.image, &site.undo_path),
         resume_command(site.image, &site.undo_path)
     ));
+}
+
+/// Puts back the one thing that only the undo file has. What was overwritten in clusters that nothing uses is nobody's
+/// data, but an image that was put back is as it was to the byte.
+fn is_whole_again(site: &mut Site<'_>, plan: &Plan) -> bool {
+    if !plan.overwrites_unused() {
+        return true;
+    }
+    let Ok((sink, bytes)) = UndoSinkFile::open(&site.undo_path) else {
+        return false;
+    };
+    UndoFile::decode(&bytes).is_ok_and(|file| {
+        qfsck::undo_repair(&mut *site.file, &file, &Progress::default(), || Ok(sink)).is_ok()
+    })
 }

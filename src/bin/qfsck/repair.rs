@@ -9,7 +9,7 @@ use std::path::Path;
 use qfsck::report::PlanFile;
 use qfsck::undo::UndoFile;
 use qfsck::{
-    Check, Error, Image, ImageFile, Mode, Options, Overlaps, Plan, Progress, RepairFile,
+    Check, Error, Image, ImageFile, Mode, Options, Overlaps, Plan, Progress, Receipt, RepairFile,
     RepairOptions, Sharing, UndoSinkFile,
 };
 
@@ -153,18 +153,8 @@ impl Job<'_> {
             say(NEEDS_UNDO_FILE);
             return Ok(Outcome::Usage);
         }
-        if self.args.resume {
-            if !self.may_ask() {
-                return Ok(Outcome::Incomplete);
-            }
-            if let Err(word) = put_back(&mut file, self.image(), given) {
-                say(&format!("qfsck: {word}"));
-                return Ok(Outcome::Incomplete);
-            }
-        } else if let Some(word) = blocked(self.image(), given) {
-            // Wherever the new undo file is to go: a repair that was cut short comes first.
-            say(&format!("qfsck: {word}"));
-            return Ok(Outcome::Incomplete);
+        if let Err(outcome) = self.deal_with_cut_repairs(&mut file) {
+            return Ok(outcome);
         }
         let plan = match self.planned(file.image())? {
             Ok(plan) => plan,
@@ -180,6 +170,7 @@ impl Job<'_> {
                 return Ok(Outcome::Incomplete);
             }
         };
+        self.warn_of_punch(&plan);
         if !self.is_wanted() {
             say("qfsck: nothing was changed");
             return Ok(Outcome::of_check(&plan.before));
@@ -205,9 +196,37 @@ impl Job<'_> {
             counted(receipt.sectors_written, "sector"),
             undo_command(self.image(), &site.undo_path)
         ));
+        if self.args.punch {
+            punch(site.file, &plan, receipt);
+        }
         Ok(applied
             .now
             .map_or(Outcome::Incomplete, |now| Outcome::of_check(&now)))
+    }
+
+    /// Wherever the new undo file is to go: a repair that was cut short comes first.
+    fn deal_with_cut_repairs(&self, file: &mut RepairFile) -> Result<(), Outcome> {
+        let given = self.args.undo_file.as_deref();
+        let word = if !self.args.resume {
+            blocked(self.image(), given)
+        } else if self.may_ask() {
+            put_back(file, self.image(), given).err()
+        } else {
+            return Err(Outcome::Incomplete);
+        };
+        word.map_or(Ok(()), |word| {
+            say(&format!("qfsck: {word}"));
+            Err(Outcome::Incomplete)
+        })
+    }
+
+    fn warn_of_punch(&self, plan: &Plan) {
+        if self.args.punch && !plan.freed.is_empty() {
+            say(&format!(
+                "--punch: {} in leaked clusters are given back to the file system; `qfsck undo` cannot bring them back",
+                counted(plan.freed_bytes(), "byte")
+            ));
+        }
     }
 
     /// Whether there is somebody to ask, or nobody needs to be asked.
@@ -229,6 +248,21 @@ impl Job<'_> {
         let _asked = write!(io::stderr(), "Apply this plan? [y/N] ");
         let mut answer = String::new();
         io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+    }
+}
+
+/// The repair is done: where no holes can be made, nothing is wrong with the image.
+fn punch(file: &mut RepairFile, plan: &Plan, receipt: Receipt) {
+    if plan.freed.is_empty() {
+        say("--punch: nothing was freed, so nothing is given back");
+        return;
+    }
+    let _signals_wait = Occupied::writing();
+    match qfsck::punch_freed(file, plan, receipt) {
+        Ok(bytes) => say(&format!("{} given back", counted(bytes, "byte"))),
+        Err(error) => say(&format!(
+            "qfsck: --punch: not all of it could be given back: {error}; the repair is done all the same"
+        )),
     }
 }
 
