@@ -25,6 +25,7 @@ use crate::qcow2::{
     ClusterRange, DirectoryDecode, Extension, ExtensionArea, ExtensionKind, HostCluster,
     MAX_BITMAPS, SECTOR_BYTES, words,
 };
+use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 use crate::walk::bitmaps::{MAX_TABLE_ENTRIES_WALKED, judge_extension, walk_bitmap};
 use crate::walk::{Claim, Notes, Survey};
@@ -58,7 +59,7 @@ pub(super) fn correct<S: Storage>(
     let repair = Repair {
         examination,
         drops_contested: wishes.overlaps == Overlaps::Clone,
-        is_other_doubted: notes.doubt().is_some(),
+        of_two_bitmaps: notes.doubt().map(|_| claimed_twice(examination)),
     };
     let mut changes = Changes::default();
     let is_found = CODES.iter().any(|&code| repair.found(code));
@@ -96,8 +97,24 @@ struct Directory {
 struct Repair<'a, 'e, S> {
     examination: &'a Examination<'e, S>,
     drops_contested: bool,
-    /// Something looks leaked: a user besides bitmaps may be a damaged pointer that meant it, and the bitmap be right.
-    is_other_doubted: bool,
+    /// Where something looks leaked: a user besides bitmaps may be a damaged pointer that meant it, and the bitmap be
+    /// right. Then only what bitmaps claim twice tells against them.
+    of_two_bitmaps: Option<ClusterSet>,
+}
+
+/// Clusters that bitmaps claim more than once.
+fn claimed_twice<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
+    let (once, twice) = (ClusterSet::new(), ClusterSet::new());
+    let kinds = [OwnerKind::BitmapTable, OwnerKind::BitmapData];
+    let claims = examination.survey.claims.iter();
+    let of_bitmaps = claims.filter(|claim| kinds.contains(&claim.kind));
+    for cluster in of_bitmaps.flat_map(|claim| claim.clusters.clusters()) {
+        if once.contains(cluster) {
+            twice.insert(cluster);
+        }
+        once.insert(cluster);
+    }
+    twice
 }
 
 impl<S: Storage> Repair<'_, '_, S> {
@@ -150,13 +167,8 @@ impl<S: Storage> Repair<'_, '_, S> {
     /// Whether a bitmap is not to be believed because something else uses one of these clusters.
     fn goes_for(&self, clusters: ClusterRange) -> bool {
         let is_believed_other = |cluster: HostCluster| {
-            let claims = self.examination.survey.claims.iter();
-            let kinds = [OwnerKind::BitmapTable, OwnerKind::BitmapData];
-            let of_bitmaps = claims.filter(|claim| {
-                let range = claim.clusters;
-                kinds.contains(&claim.kind) && range.start <= cluster && cluster.0 < range.end()
-            });
-            !self.is_other_doubted || of_bitmaps.count() > 1
+            let twice = self.of_two_bitmaps.as_ref();
+            twice.is_none_or(|twice| twice.contains(cluster))
         };
         self.drops_contested
             && clusters

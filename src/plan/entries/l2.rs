@@ -119,9 +119,9 @@ impl<S: Storage> GroupVisitor<L2Item> for Visitor<'_, S> {
         let has_garbage = garbage >= GARBAGE_ENTRIES.saturating_mul(item.weight());
         let obstacle = if self.examination.has_conflict(item.cluster) {
             Some(Obstacle::Table)
-        } else if is_layout_doubtful(self.examination) {
-            Some(Obstacle::Implausible)
-        } else if has_garbage && count(Code::L2TableImplausible) > 0 {
+        } else if is_layout_doubtful(self.examination)
+            || (has_garbage && count(Code::L2TableImplausible) > 0)
+        {
             Some(Obstacle::Implausible)
         } else {
             // Where nothing looks leaked, no table is missing, so this one is right.
