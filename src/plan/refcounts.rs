@@ -13,12 +13,17 @@ use super::sectors::Patch;
 use super::space::{Space, holds_data, no_room};
 use super::{StageKind, Withheld};
 use crate::check::{Difference, Examination};
+use crate::coverage::Gap;
 use crate::finding::Code;
 use crate::qcow2::{
     ClusterRange, HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, Place, RefcountTableEntry,
     refcount_at, set_refcount_at, words,
 };
+use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
+use crate::walk::L2Item;
+use crate::walk::batch::{GroupVisitor, read_tables};
+use crate::walk::l2_table::{Rules, Target};
 
 /// Header fields of the refcount table, in bytes from the start of the file.
 const TABLE_OFFSET_FIELD: u64 = 48;
@@ -90,6 +95,8 @@ struct Damage {
     unsound: BTreeSet<u64>,
     /// Entries to clear: they name nothing that is a block, and nothing needs one there.
     stray: Vec<u64>,
+    /// Clusters whose COPIED flag says that they had another user once.
+    once_shared: ClusterSet,
 }
 
 impl Damage {
@@ -148,9 +155,13 @@ impl Damage {
             needy,
             unsound,
             stray: Vec::new(),
+            once_shared: ClusterSet::new(),
         };
         damage.look_at_unknown_ranges(examination)?;
         damage.find_strays(examination)?;
+        if !damage.needy.is_empty() {
+            find_once_shared(examination, &damage.once_shared);
+        }
         Ok(damage)
     }
 
@@ -215,6 +226,49 @@ impl Damage {
         }
         Ok(())
     }
+}
+
+/// Finds what the active mapping uses without COPIED: where the counts are lost, the flag is all that still tells of
+/// another user, and of a snapshot that is lost as well.
+fn find_once_shared<S: Storage>(examination: &Examination<'_, S>, once_shared: &ClusterSet) {
+    let walk = examination.walk;
+    if walk.image.header().has_data_file() {
+        return;
+    }
+    let rules = Rules::new(walk);
+    read_tables(walk, &examination.survey.l2_tables, || Unflagged {
+        rules: &rules,
+        once_shared,
+    });
+}
+
+struct Unflagged<'a> {
+    rules: &'a Rules,
+    once_shared: &'a ClusterSet,
+}
+
+impl GroupVisitor<L2Item> for Unflagged<'_> {
+    fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
+        if item.trees.active == 0 {
+            return;
+        }
+        if item.active_copied == 0 {
+            self.once_shared.insert(item.cluster);
+        }
+        let rules = self.rules;
+        rules.walk_table(item, bytes, None, |mapped| {
+            if let Target::Standard {
+                cluster: Ok(cluster),
+                copied: false,
+                ..
+            } = mapped.target
+            {
+                self.once_shared.insert(cluster);
+            }
+        });
+    }
+
+    fn miss(&mut self, _item: &L2Item, _gap: Gap) {}
 }
 
 /// The refcount table's clusters, where it has any.
@@ -415,7 +469,10 @@ fn block_content<S: Storage>(
             continue;
         }
         let dropped = released.get(&difference.cluster).copied().unwrap_or(0);
-        let expected = difference.expected.saturating_sub(dropped);
+        let mut expected = difference.expected.saturating_sub(dropped);
+        if expected == 1 && damage.once_shared.contains(difference.cluster) {
+            expected = 2;
+        }
         set(
             &mut bytes,
             difference.cluster,

@@ -180,3 +180,24 @@ fn what_a_bitmap_past_the_end_was_in_the_way_of_is_done_in_the_same_repair() {
         .total_of(Code::RefcountTableMissing);
     assert_eq!(missing.count, 0, "{:?}", done.plan.withheld);
 }
+
+#[test]
+fn flags_tell_of_a_lost_snapshot_where_the_counts_are_lost_too() {
+    for (cluster_bits, damage) in [
+        (9, "clusters"),
+        (12, "clusters"),
+        (12, "block"),
+        (16, "block"),
+    ] {
+        let mut image = six_clusters(cluster_bits).snapshot("1", "one").build();
+        image.put_u32(image.field("nb_snapshots"), 0);
+        if damage == "block" {
+            image.put_u64(image.refcount_table_entry(0), 0);
+        } else {
+            image.put_u32(image.field("refcount_table_clusters"), 0);
+        }
+        attacked(&image, |plan, _| {
+            assert!(!does(plan, StageKind::SetCopied), "{:?}", plan.stages);
+        });
+    }
+}
