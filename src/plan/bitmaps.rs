@@ -56,10 +56,23 @@ pub(super) fn correct<S: Storage>(
     wishes: &RepairOptions,
     notes: &DraftNotes,
 ) -> io::Result<Changes> {
+    if examination
+        .walk
+        .image
+        .extensions()
+        .find(ExtensionKind::Bitmaps)
+        .is_none()
+        && !CODES
+            .iter()
+            .any(|&code| examination.notes.findings.total_of(code).count > 0)
+    {
+        return Ok(Changes::default());
+    }
     let repair = Repair {
         examination,
         drops_contested: wishes.overlaps == Overlaps::Clone,
         of_two_bitmaps: notes.doubt().map(|_| claimed_twice(examination)),
+        of_other_structures: claimed_by_others(examination),
     };
     let mut changes = Changes::default();
     let is_found = CODES.iter().any(|&code| repair.found(code));
@@ -100,6 +113,28 @@ struct Repair<'a, 'e, S> {
     /// Where something looks leaked: a user besides bitmaps may be a damaged pointer that meant it, and the bitmap be
     /// right. Then only what bitmaps claim twice tells against them.
     of_two_bitmaps: Option<ClusterSet>,
+    /// A table that is said to be longer than it is lies over what follows it: that tells nothing against a bitmap.
+    of_other_structures: ClusterSet,
+}
+
+const BITMAP_KINDS: [OwnerKind; 3] = [
+    OwnerKind::BitmapDirectory,
+    OwnerKind::BitmapTable,
+    OwnerKind::BitmapData,
+];
+
+/// Clusters that structures other than bitmaps claim.
+fn claimed_by_others<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
+    let clusters = ClusterSet::new();
+    let claims = examination.survey.claims.iter();
+    let others = claims.filter(|claim| !BITMAP_KINDS.contains(&claim.kind));
+    for cluster in others.flat_map(|claim| claim.clusters.clusters()) {
+        clusters.insert(cluster);
+    }
+    for table in &examination.survey.l2_tables {
+        clusters.insert(table.cluster);
+    }
+    clusters
 }
 
 /// Clusters that bitmaps claim more than once.
@@ -168,7 +203,8 @@ impl<S: Storage> Repair<'_, '_, S> {
     fn goes_for(&self, clusters: ClusterRange) -> bool {
         let is_believed_other = |cluster: HostCluster| {
             let twice = self.of_two_bitmaps.as_ref();
-            twice.is_none_or(|twice| twice.contains(cluster))
+            let is_of_other = self.of_other_structures.contains(cluster);
+            twice.map_or(!is_of_other, |twice| twice.contains(cluster))
         };
         self.drops_contested
             && clusters

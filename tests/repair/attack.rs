@@ -201,3 +201,29 @@ fn flags_tell_of_a_lost_snapshot_where_the_counts_are_lost_too() {
         });
     }
 }
+
+#[test]
+fn table_that_is_said_to_be_longer_drops_no_bitmap() {
+    let mut found = 0;
+    for cluster_bits in [9, 12] {
+        let mut image = with_bitmap(six_clusters(cluster_bits));
+        let size = image.cluster_size();
+        let l1 = image.l1_table(Tree::Active);
+        let bitmap = image.bitmap_table(0).max(image.bitmap_directory());
+        let entries = (bitmap + size).saturating_sub(l1) / 8;
+        let Some(entries) = u32::try_from(entries).ok().filter(|&count| count > 0) else {
+            continue;
+        };
+        image.put_u32(image.field("l1_size"), entries);
+        found += 1;
+        attacked(&image, |plan, _| {
+            let bitmaps = [StageKind::SuspendBitmaps, StageKind::ResumeBitmaps];
+            assert!(
+                !bitmaps.iter().any(|&kind| does(plan, kind)),
+                "{:?}",
+                plan.stages
+            );
+        });
+    }
+    assert!(found > 0, "no bitmap lies behind an L1 table");
+}
