@@ -18,11 +18,11 @@ use qfsck::qcow2::{ClusterRange, words};
 use qfsck::undo::UndoFile;
 use qfsck::{
     Code, Identity, Image, Mode, Options, Plan, Progress, Receipt, RepairError, RepairOptions,
-    StageKind, Storage, StorageMut, UndoSink,
+    StageKind, Storage, StorageMut,
 };
 
 use crate::corpus::cases;
-use crate::repair::refcounts;
+use crate::repair::{MemorySink, refcounts};
 use crate::support::image_forge::{Forge, Forged, Tree};
 
 const SECTOR: usize = 512;
@@ -119,31 +119,7 @@ impl StorageMut for Recording {
     }
 }
 
-/// An undo file in memory, shared with the test that looks at it afterwards.
-#[derive(Clone, Debug, Default)]
-struct MemorySink(Rc<RefCell<Vec<u8>>>);
-
-impl UndoSink for MemorySink {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut file = self.0.borrow_mut();
-        write(
-            &mut file,
-            usize::try_from(offset).expect("small files"),
-            bytes,
-        );
-        Ok(())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_directory(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     Identity {
         device: 1,
         inode: 2,

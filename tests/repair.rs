@@ -45,10 +45,11 @@ use std::sync::OnceLock;
 
 use qfsck::undo::UndoFile;
 use qfsck::{
-    Check, Identity, Image, Mode, Options, Plan, Progress, RepairOptions, Severity, Stage,
-    StageKind, Storage, StorageMut, UndoSink,
+    Check, Image, Mode, Options, Plan, Progress, RepairOptions, Severity, Stage, StageKind,
+    Storage, StorageMut, UndoSink,
 };
 
+use crate::crash::identity;
 use crate::support::qemu;
 use guest::Guest;
 
@@ -316,15 +317,6 @@ fn write(file: &mut Vec<u8>, offset: u64, bytes: &[u8]) -> io::Result<()> {
     let place = file.get_mut(start..end).expect("just made");
     place.copy_from_slice(bytes);
     Ok(())
-}
-
-fn identity() -> Identity {
-    Identity {
-        device: 1,
-        inode: 2,
-        is_block_device: false,
-        path: b"image".to_vec(),
-    }
 }
 
 /// Everything that loses nothing.

@@ -297,6 +297,12 @@ fn build<S: Storage>(
         Ok(structure) => structure,
         Err(reason) => return Ok(Err(reason)),
     };
+    if structure.table.is_some() && examination.has_conflict(HostCluster(0)) {
+        return Ok(Err(
+            "something else uses the header's cluster too, so no new refcount table can be named there"
+                .to_owned(),
+        ));
+    }
     let taken: BTreeMap<HostCluster, u64> = space.taken().iter().copied().collect();
     count_in_old_blocks(examination, &structure, &taken, because, changes);
     let old_table = table_claim(examination);

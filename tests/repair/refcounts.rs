@@ -179,3 +179,22 @@ fn on_a_full_block_device_nothing_is_done_and_what_is_missing_is_said() {
     assert!(plan.is_empty(), "{:?}", plan.stages);
     assert!(reasons.iter().any(is_said), "{reasons:?}");
 }
+
+#[test]
+fn header_that_compressed_data_lies_over_is_not_written_to() {
+    for cluster_bits in [9, 12] {
+        let forge = Forge::new()
+            .cluster_bits(cluster_bits)
+            .size(4096 << cluster_bits);
+        let mut image = (0..20).fold(forge, Forge::data).build();
+        // Compressed data may begin at any byte.
+        image.put_u64(image.l2_entry(Tree::Active, 3), 1 << 62 | 8);
+        image.put_u64(image.refcount_table_entry(0), 0);
+        let plan = super::planned(&image.bytes, &all()).expect("an image");
+        let mut edits = plan.stages.iter().flat_map(|stage| &stage.edits);
+        assert!(!edits.any(|edit| edit.offset == 0), "{:?}", plan.stages);
+        let mut reasons = plan.withheld.iter();
+        let is_said = reasons.any(|it| it.reason.contains("header's cluster"));
+        assert!(is_said, "{:?}", plan.withheld);
+    }
+}
