@@ -12,6 +12,7 @@
 mod compare;
 mod digest;
 mod extents;
+mod owner_runs;
 mod owners;
 mod settle;
 mod stored;
@@ -23,6 +24,7 @@ pub use digest::metadata_digest;
 pub use verdict::Verdict;
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use self::witness::Witnessed;
 use crate::coverage::{Coverage, Gap, GapKind};
@@ -95,6 +97,8 @@ pub(crate) struct Examination<'a, S> {
     pub(crate) notes: Notes,
     ledger: Ledger,
     witnessed: Witnessed,
+    /// Worked out when somebody asks.
+    differences: OnceLock<Vec<Difference>>,
     statistics: Statistics,
     /// The storage is a block device, which cannot grow.
     pub(crate) is_block_device: bool,
@@ -142,6 +146,7 @@ pub(crate) fn examine<'a, S: Storage>(
         notes,
         ledger,
         witnessed,
+        differences: OnceLock::new(),
         statistics,
         is_block_device: options.is_block_device,
     })
@@ -149,8 +154,10 @@ pub(crate) fn examine<'a, S: Storage>(
 
 impl<S: Storage> Examination<'_, S> {
     /// Every cluster that is suspect or miscounted, in order.
-    pub(crate) fn differences(&self) -> Vec<Difference> {
-        compare::differences(self.walk, &self.survey, &self.ledger, &self.witnessed)
+    pub(crate) fn differences(&self) -> &[Difference] {
+        self.differences.get_or_init(|| {
+            compare::differences(self.walk, &self.survey, &self.ledger, &self.witnessed)
+        })
     }
 
     /// The end of the last cluster that anything refers to or counts; `None` where not everything was read.

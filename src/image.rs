@@ -4,7 +4,7 @@
 //! Never here: judging what was read. Only what is not qcow2 at all is refused.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::qcow2::{
@@ -19,6 +19,7 @@ const MAX_HEADER_BYTES: u64 = 2 << 20;
 /// An image opened for reading.
 #[derive(Debug)]
 pub struct Image<S> {
+    path: PathBuf,
     storage: S,
     file_bytes: u64,
     header: Header,
@@ -44,6 +45,7 @@ impl<S: Storage> Image<S> {
         let extensions = read_extensions(&header, &header_bytes);
         let geometry = Geometry::new(&header, file_bytes);
         Ok(Self {
+            path: path.to_owned(),
             storage,
             file_bytes,
             header,
@@ -51,6 +53,11 @@ impl<S: Storage> Image<S> {
             extensions,
             geometry,
         })
+    }
+
+    /// Where the image was said to be, to be named in errors.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The header.

@@ -18,14 +18,18 @@
 
 mod adjust;
 mod bitmaps;
+mod changes;
 mod draft;
 mod entries;
 mod evidence;
+mod notes;
 mod overlaps;
 mod refcounts;
+mod rehearsal;
 mod sectors;
 mod snapshots;
 mod space;
+mod state_bits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -34,15 +38,17 @@ use std::path::Path;
 
 use crate::check::{Check, Examination, Options, check, examine};
 use crate::error::Error;
-use crate::finding::{Code, Severity};
+use crate::finding::Code;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::qcow2::{ClusterRange, HostCluster};
 use crate::storage::Storage;
 
-use draft::{Changes, Draft, DraftNotes};
+use changes::Changes;
+use draft::Draft;
+use notes::DraftNotes;
 
-pub use evidence::Withheld;
+pub use changes::Withheld;
 
 /// How much a repair is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,7 +283,7 @@ pub fn plan<S: Storage>(
     let mut before = None;
     let mut passes = wishes.mode.passes().iter().copied().peekable();
     while passes.peek().is_some() {
-        let image = Image::open(draft.overlay(), Path::new("image"))?;
+        let image = Image::open(draft.overlay(), original.path())?;
         let Ok(examination) = examine(&image, options, progress) else {
             return Ok(nothing_to_locate(original, options, progress));
         };
@@ -308,10 +314,10 @@ pub fn plan<S: Storage>(
                 return Ok(nothing(original, before.clone(), withheld));
             }
             draft.refuse_failed_reads()?;
-            let mut changes = changes.map_err(read_error)?;
+            let mut changes = changes.map_err(|source| read_error(original.path(), source))?;
             let stages = draft.lay_out(&image, &changes, may_guard);
             draft.refuse_failed_reads()?;
-            let stages = stages.map_err(read_error)?;
+            let stages = stages.map_err(|source| read_error(original.path(), source))?;
             withheld.push((pass, std::mem::take(&mut changes.withheld)));
             if !stages.is_empty() {
                 done = Some((stages, changes));
@@ -373,77 +379,10 @@ fn nothing<S: Storage>(image: &Image<S>, before: Check, withheld: Vec<Withheld>)
     }
 }
 
-fn read_error(source: io::Error) -> Error {
+fn read_error(path: &Path, source: io::Error) -> Error {
     Error::Read {
-        path: Path::new("image").to_owned(),
+        path: path.to_owned(),
         offset: 0,
         source,
     }
-}
-
-/// Whether nothing is wrong but bits that say so.
-fn is_consistent(check: &Check) -> bool {
-    let corruptions = check.findings.count_of(Severity::Corruption);
-    let corrupt_bit = check.findings.total_of(Code::CorruptBitSet).count;
-    corruptions == corrupt_bit && check.coverage.complete().is_some()
-}
-
-/// Strictly better: no error is found more often, and something is found less often. Leaks may be the price of an error.
-///
-/// What was not looked at to its end is not known to be better.
-fn is_better(before: &Check, after: &Check) -> Result<(), Withheld> {
-    if after.coverage.is_stopped() {
-        return Err(Withheld {
-            code: Code::RefcountLeak,
-            count: 0,
-            reason: STOPPED.to_owned(),
-        });
-    }
-    let counts = |code| {
-        let count = |check: &Check| check.findings.total_of(code).count;
-        (count(before), count(after))
-    };
-    let severities = |severity| {
-        (
-            before.findings.count_of(severity),
-            after.findings.count_of(severity),
-        )
-    };
-    let (corruptions, corruptions_after) = severities(Severity::Corruption);
-    let may_leak = corruptions_after < corruptions;
-    // Shared with a count for each user, guest data is overwritten by nobody: the lesser of two evils.
-    let shared = |check: &Check| {
-        let codes = [Code::GuestDataOverlap, Code::GuestDataShared];
-        let counts = codes.map(|code| check.findings.total_of(code).count);
-        counts.into_iter().fold(0, u64::saturating_add)
-    };
-    let may_share = shared(after) <= shared(before);
-    for &code in Code::ALL {
-        let (count, count_after) = counts(code);
-        let is_tolerated = match code.severity() {
-            Severity::Notice => true,
-            Severity::Leak => may_leak,
-            Severity::Corruption => code == Code::GuestDataShared && may_share,
-        };
-        if count_after > count && !is_tolerated {
-            return Err(Withheld {
-                code,
-                count: count_after,
-                reason: "the rehearsal found more of these than there are now, so nothing is done"
-                    .to_owned(),
-            });
-        }
-    }
-    let gains = |&code: &Code| {
-        let (before, after) = counts(code);
-        after < before
-    };
-    if Code::ALL.iter().any(gains) {
-        return Ok(());
-    }
-    Err(Withheld {
-        code: Code::RefcountLeak,
-        count: 0,
-        reason: "the rehearsal found nothing better afterwards, so nothing is done".to_owned(),
-    })
 }

@@ -7,7 +7,7 @@
 //!
 //! `QFSCK_BLESS=1` rewrites `docs/findings.md`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -239,6 +239,71 @@ fn rooms_name_only_rooms_before_them() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// The modules of a room that a file of it names, itself not among them.
+fn named_modules<'a>(source: &Source, modules: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+    let Some(room) = source.room() else {
+        return BTreeSet::new();
+    };
+    let code: Vec<&str> = source.code().map(|(_, line)| line).collect();
+    let inside = format!("crate::{room}::");
+    let outermost = source.path.matches('/').count() == 1;
+    let roots = ["super::", inside.as_str()];
+    let roots = if outermost { &roots[..] } else { &roots[1..] };
+    let code = code.join("\n");
+    let mut named: BTreeSet<&str> = BTreeSet::new();
+    for root in roots {
+        for (at, _) in code.match_indices(root) {
+            let path = code.get(at + root.len()..).unwrap_or("");
+            // A list in braces goes on to the end of the statement, a path to its next part.
+            let end = if path.starts_with('{') { ";" } else { "::" };
+            let path = path.split(end).next().unwrap_or("");
+            named.extend(modules.iter().copied().filter(|module| says(path, module)));
+        }
+    }
+    named.retain(|module| module_of(source) != Some(*module));
+    named
+}
+
+/// The module of its room that a file belongs to.
+fn module_of(source: &Source) -> Option<&str> {
+    let mut parts = source.path.split('/');
+    let _room = parts.next()?;
+    let part = parts.next()?;
+    Some(part.strip_suffix(".rs").unwrap_or(part))
+}
+
+#[test]
+fn modules_of_a_room_do_not_name_each_other_in_a_circle() {
+    let sources = sources();
+    for room in ROOMS {
+        let of_room = || {
+            let sources = sources.iter();
+            sources.filter(|source| source.room() == Some(room) && !source.is_only_for_tests())
+        };
+        let mut left: BTreeSet<&str> = of_room().filter_map(module_of).collect();
+        let modules = left.clone();
+        let mut edges: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for source in of_room() {
+            if let Some(module) = module_of(source) {
+                let named = named_modules(source, &modules);
+                edges.entry(module).or_default().extend(named);
+            }
+        }
+        // Those that name none of the rest are taken out, over and over: what remains goes in a circle.
+        let mut before = usize::MAX;
+        while left.len() < before {
+            before = left.len();
+            let rest = left.clone();
+            left.retain(|module| {
+                edges
+                    .get(module)
+                    .is_some_and(|named| !named.is_disjoint(&rest))
+            });
+        }
+        assert!(left.is_empty(), "src/{room}/ goes in a circle: {left:?}");
+    }
 }
 
 #[test]

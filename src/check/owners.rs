@@ -3,7 +3,7 @@
 //! Comes in: findings without owners. Goes out: findings with them. Never here: counting, judging.
 
 use super::witness::{Purpose, Witnessed, walk_again};
-use crate::finding::{Code, Finding, Owner, Owners};
+use crate::finding::{Code, Finding, Owners};
 use crate::qcow2::{ClusterRange, HostCluster};
 use crate::refcount_map::{ClusterSet, Tally};
 use crate::storage::Storage;
@@ -11,54 +11,6 @@ use crate::walk::{Notes, Survey, Walk};
 
 /// Clusters of one finding whose owners are named, where not all were named already.
 const NAMED_PER_FINDING: u64 = 256;
-/// Runs of owners one group of tables may contribute.
-const RUNS_PER_GROUP: usize = 1 << 14;
-
-/// Owners by host cluster, in runs.
-#[derive(Debug, Default)]
-pub(super) struct OwnerRuns {
-    runs: Vec<Owner>,
-    /// Clusters in the longest run, to know where to begin looking.
-    longest: u64,
-}
-
-impl OwnerRuns {
-    /// Adds an owner of one more cluster; beyond a bound it is dropped, and only the counts tell of it.
-    pub(super) fn push(&mut self, owner: Owner) {
-        if self.runs.last_mut().is_some_and(|run| run.absorb(&owner)) {
-            return;
-        }
-        if self.runs.len() < RUNS_PER_GROUP {
-            self.runs.push(owner);
-        }
-    }
-
-    /// Adds the owners another group of tables has found.
-    pub(super) fn append(&mut self, later: Self) {
-        self.runs.extend(later.runs);
-    }
-
-    /// Makes ready for questions.
-    pub(super) fn sort(&mut self) {
-        self.runs.sort_by_key(|run| run.host.start);
-        let lengths = self.runs.iter().map(|run| run.host.count);
-        self.longest = lengths.max().unwrap_or(0);
-    }
-
-    /// The owners of a range, clipped to it.
-    fn of(&self, range: ClusterRange) -> Owners {
-        let mut owners = Owners::default();
-        let earliest = range.start.0.saturating_sub(self.longest);
-        let first = self.runs.partition_point(|run| run.host.start.0 < earliest);
-        let candidates = self.runs.get(first..).unwrap_or(&[]).iter();
-        for run in candidates.take_while(|run| run.host.start.0 < range.end()) {
-            if run.host.end() > range.start.0 {
-                owners.push(run.clipped_to(range));
-            }
-        }
-        owners
-    }
-}
 
 /// Names the owners in the findings that are shown.
 pub(super) fn name_owners<S: Storage>(

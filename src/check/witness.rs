@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::owners::OwnerRuns;
+use super::owner_runs::OwnerRuns;
 use super::stored::RegionCounts;
 use crate::coverage::Gap;
 use crate::finding::{Code, Finding, Findings, Owner, OwnerKind};

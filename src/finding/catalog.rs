@@ -487,7 +487,7 @@ BitmapEntryInvalid "bitmap-entry-invalid" Corruption Unsafe
 BitmapNameDuplicate "bitmap-name-duplicate" Corruption Unsafe
     "two bitmaps have the same name"
     "Names must be unique. QEMU refuses to open the image."
-    "Rename or drop one of them."
+    "Which of them is right nobody can tell: drop both, and take a full backup instead of an incremental one."
 BitmapExtraData "bitmap-extra-data" Notice Safe
     "a bitmap carries extra data nobody defined, or the flag that allows it"
     "The specification allows both; QEMU refuses to open such an image."

@@ -3,25 +3,19 @@
 //! Comes in: an examination and a permit. Goes out: patches of single counts and flags. Never here: new structures, or a
 //! patch in a cluster that has an owner besides the structure it belongs to.
 
-use super::draft::{Changes, DraftNotes};
+use super::changes::{Changes, Patch};
 use super::evidence::{self, Permit};
-use super::sectors::Patch;
-use super::{Mode, RepairOptions, StageKind};
+use super::notes::{DraftNotes, is_leaked};
+use super::{RepairOptions, StageKind};
 use crate::check::{Difference, Examination};
 use crate::coverage::Gap;
 use crate::finding::Code;
-use crate::qcow2::{
-    Geometry, Header, HostCluster, HostOffset, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, L1Entry,
-    Place, Tree, words,
-};
+use crate::qcow2::{Geometry, HostCluster, HostOffset, L1Entry, Place, Tree, words};
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::{Rules, Target};
 use crate::walk::{L2Item, Survey};
-
-/// Byte offset of the incompatible feature bits in a version 3 header.
-const INCOMPATIBLE_FEATURES_OFFSET: u64 = 72;
 
 /// Raises counts that are too low, and puts the COPIED flags right.
 pub(super) fn raise<S: Storage>(examination: &Examination<'_, S>) -> Changes {
@@ -48,12 +42,12 @@ pub(super) fn lower<S: Storage>(
 /// Everything the permit allows, as patches, and the clusters that are free then.
 fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> Changes {
     let differences = examination.differences();
-    let contested = contested_clusters(&differences);
-    let counts = planned_counts(examination, permit, &differences, &contested);
-    let mut patches = refcount_patches(examination, &differences, &counts);
+    let contested = contested_clusters(differences);
+    let counts = planned_counts(examination, permit, differences, &contested);
+    let mut patches = refcount_patches(examination, differences, &counts);
     // Where nothing but leaks was found, every flag fits its count: only what is lowered to one gets a new flag.
     if permit.may_correct || permit.may_lower.is_some() {
-        let flags = flag_patches(examination, &differences, &counts, &contested);
+        let flags = flag_patches(examination, differences, &counts, &contested);
         let sets = |patch: &Patch| patch.stage == StageKind::SetCopied;
         let may_set = !flags.iter().any(sets)
             || (permit.may_lower.is_some() || !evidence::may_hide_owners(examination));
@@ -66,20 +60,6 @@ fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> 
         freed: freed.map(|(difference, _)| difference.cluster).collect(),
         ..Changes::default()
     }
-}
-
-/// Whether a cluster is counted, and nothing uses it.
-fn is_leaked(difference: &Difference) -> bool {
-    difference.expected == 0 && difference.stored > Some(0)
-}
-
-/// The clusters that are leaked in the image as it is, not by this repair.
-pub(super) fn leaked<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
-    let leaked = ClusterSet::new();
-    for difference in examination.differences().iter().filter(|it| is_leaked(it)) {
-        leaked.insert(difference.cluster);
-    }
-    leaked
 }
 
 /// Clusters with users that may not share them: nothing is written there.
@@ -315,35 +295,4 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
     }
 
     fn miss(&mut self, _item: &L2Item, _gap: Gap) {}
-}
-
-/// Sets the corrupt bit, where the header has one.
-pub(super) fn guard_patch(header: &Header) -> Option<Patch> {
-    let has_bits = header.version == 3 && !header.is_corrupt();
-    has_bits.then(|| {
-        let features = header.incompatible_features | INCOMPATIBLE_CORRUPT;
-        features_patch(StageKind::Guard, features)
-    })
-}
-
-/// The incompatible feature bits as a repair is to leave them, where it is to write them at all.
-pub(super) fn final_features(
-    header: &Header,
-    is_guarded: bool,
-    is_consistent: bool,
-    mode: Mode,
-) -> Option<u64> {
-    let features = if is_consistent && mode == Mode::All {
-        header.incompatible_features & !(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT)
-    } else {
-        header.incompatible_features
-    };
-    let is_wanted = is_guarded || features != header.incompatible_features;
-    (header.version == 3 && is_wanted).then_some(features)
-}
-
-/// A patch of the incompatible feature bits.
-pub(super) fn features_patch(stage: StageKind, features: u64) -> Patch {
-    let offset = INCOMPATIBLE_FEATURES_OFFSET;
-    Patch::word(stage, Code::CorruptBitSet, offset, features)
 }

@@ -13,8 +13,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::draft::{Changes, DraftNotes, Fresh};
-use super::sectors::Patch;
+use super::changes::{Changes, Fresh, Patch};
+use super::notes::DraftNotes;
 use super::space::{self, Space};
 use super::{Overlaps, RepairOptions, StageKind, Withheld, refcounts};
 use crate::check::Examination;
@@ -578,7 +578,7 @@ impl<S: Storage> Repair<'_, '_, S> {
         let leaked_once: Vec<HostCluster> = self
             .examination
             .differences()
-            .into_iter()
+            .iter()
             .filter(|known| known.stored == Some(1) && known.expected == 0)
             .map(|known| known.cluster)
             .collect();

@@ -3,88 +3,26 @@
 //! Comes in: an image, then the changes of one pass after another. Goes out: the finished [`Plan`], rehearsed. Never here:
 //! deciding on a change, but for the guard before the first and the state bits after the last.
 
-use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::sectors::{self, Patch};
+use super::changes::{Changes, Withheld};
+use super::notes::DraftNotes;
+use super::rehearsal::{is_better, is_consistent};
 use super::{
-    Pass, Plan, RepairOptions, Stage, StageKind, Withheld, adjust,
-    evidence::{self, Doubt},
-    is_better, is_consistent, read_error,
+    Pass, Plan, RepairOptions, Stage, StageKind, evidence, read_error, sectors, state_bits,
 };
-use crate::check::{Check, Examination, Options, check};
+use crate::check::{Check, Options, check};
 use crate::error::Error;
-use crate::finding::Code;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::qcow2::{ClusterRange, HostCluster};
-use crate::refcount_map::ClusterSet;
 use crate::storage::{Overlay, Storage};
-
-/// What one pass wants changed.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    /// Words of structures that are there.
-    pub(super) patches: Vec<Patch>,
-    /// Content of clusters that nothing uses so far.
-    pub(super) fresh: Vec<Fresh>,
-    /// Guest data that gets a place of its own.
-    pub(super) copies: Vec<FreshCopy>,
-    /// Clusters that nothing uses any more when the pass is done.
-    pub(super) released: Vec<ClusterRange>,
-    /// Clusters whose count goes to zero.
-    pub(super) freed: Vec<HostCluster>,
-    /// What the pass leaves as it is, and why.
-    pub(super) withheld: Vec<Withheld>,
-}
-
-/// A cluster that nothing uses so far, and what goes into it.
-#[derive(Debug)]
-pub(super) struct Fresh {
-    pub(super) cluster: HostCluster,
-    /// A whole cluster, or a multiple of them.
-    pub(super) bytes: Vec<u8>,
-    pub(super) because: Code,
-}
-
-/// A cluster that nothing uses so far, and whose content it gets.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FreshCopy {
-    pub(super) from: HostCluster,
-    pub(super) to: HostCluster,
-    pub(super) because: Code,
-}
-
-/// What passes have to know of those before them.
-#[derive(Debug)]
-pub(super) struct DraftNotes {
-    /// Clusters that this repair itself has put out of use: what is in them is known, and lost to nobody.
-    pub(super) released: ClusterSet,
-    /// References were dropped that somebody accepted to lose.
-    pub(super) gave_up: bool,
-    /// Why some cluster may be one that a damaged pointer meant.
-    doubt: OnceCell<Option<Doubt>>,
-    /// Clusters that are leaked in the image as it is.
-    leaked: OnceCell<ClusterSet>,
-}
-
-impl DraftNotes {
-    /// Keeps what only the image as it is can tell; the first answer stays.
-    pub(super) fn remember<S: Storage>(&self, examination: &Examination<'_, S>) {
-        self.doubt.get_or_init(|| evidence::doubt(examination));
-        self.leaked.get_or_init(|| adjust::leaked(examination));
-    }
-
-    /// Why some cluster may be one that a damaged pointer meant.
-    pub(super) fn doubt(&self) -> Option<Doubt> {
-        self.doubt.get().copied().flatten()
-    }
-}
 
 /// The image as it would be so far, and how to get there.
 pub(super) struct Draft<'a, S> {
+    path: &'a Path,
     overlay: Overlay<&'a S>,
     stages: Vec<Stage>,
     withheld: Vec<(Pass, Withheld)>,
@@ -97,15 +35,11 @@ impl<'a, S: Storage> Draft<'a, S> {
     /// Nothing is changed yet.
     pub(super) fn new(image: &'a Image<S>) -> Self {
         Self {
+            path: image.path(),
             overlay: Overlay::new(image.storage()),
             stages: Vec::new(),
             withheld: Vec::new(),
-            notes: DraftNotes {
-                released: ClusterSet::new(),
-                gave_up: false,
-                doubt: OnceCell::new(),
-                leaked: OnceCell::new(),
-            },
+            notes: DraftNotes::new(),
             freed: BTreeSet::new(),
             length_bytes: image.file_bytes(),
         }
@@ -136,7 +70,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             .iter()
             .any(|patch| patch.stage != StageKind::LowerRefcounts);
         if needs_guard && may_guard && !self.is_guarded() {
-            patches.extend(adjust::guard_patch(image.header()));
+            patches.extend(state_bits::guard_patch(image.header()));
         }
         sectors::lay_out(
             &self.overlay,
@@ -198,12 +132,10 @@ impl<'a, S: Storage> Draft<'a, S> {
         let whole_clusters = self.length_bytes >> cluster_bits;
         let mut ranges: Vec<ClusterRange> = Vec::new();
         for &cluster in &self.freed {
-            let was_leaked = self
-                .notes
-                .leaked
-                .get()
-                .is_some_and(|set| set.contains(cluster));
-            if !was_leaked || cluster.0 >= whole_clusters || written.contains(&cluster.0) {
+            if !self.notes.was_leaked(cluster)
+                || cluster.0 >= whole_clusters
+                || written.contains(&cluster.0)
+            {
                 continue;
             }
             match ranges.last_mut() {
@@ -224,19 +156,21 @@ impl<'a, S: Storage> Draft<'a, S> {
     ) -> Result<Plan, Error> {
         let mut after = self.rehearse(options, progress)?;
         // Leaks alone are lowered, or not, without a word about the state of the rest.
-        if let Some(features) = adjust::final_features(
+        if let Some(features) = state_bits::final_features(
             &before.header,
             self.is_guarded(),
             is_consistent(&after),
             wishes.mode,
         ) {
-            let patch = adjust::features_patch(StageKind::ClearState, features);
+            let patch = state_bits::features_patch(StageKind::ClearState, features);
             let changes = Changes {
                 patches: vec![patch],
                 ..Changes::default()
             };
-            let image = Image::open(&self.overlay, Path::new("rehearsal"))?;
-            let last = self.lay_out(&image, &changes, false).map_err(read_error)?;
+            let image = Image::open(&self.overlay, self.path)?;
+            let last = self
+                .lay_out(&image, &changes, false)
+                .map_err(|source| read_error(self.path, source))?;
             drop(image);
             self.push(last, &changes, wishes);
             after = self.rehearse(options, progress)?;
@@ -266,7 +200,7 @@ impl<'a, S: Storage> Draft<'a, S> {
 
     /// Checks the image as it would be.
     fn rehearse(&self, options: Options, progress: &Progress) -> Result<Check, Error> {
-        let image = Image::open(&self.overlay, Path::new("rehearsal"))?;
+        let image = Image::open(&self.overlay, self.path)?;
         let check = check(&image, options, progress);
         self.refuse_failed_reads()?;
         Ok(check)
@@ -277,7 +211,7 @@ impl<'a, S: Storage> Draft<'a, S> {
         match self.overlay.take_read_failure() {
             None => Ok(()),
             Some((offset, source)) => Err(Error::Read {
-                path: Path::new("image").to_owned(),
+                path: self.path.to_owned(),
                 offset,
                 source,
             }),

@@ -20,8 +20,9 @@ mod tables;
 
 use self::outcome::{Obstacle, Outcome};
 use super::RepairOptions;
-use super::draft::{Changes, DraftNotes};
-use super::evidence::Doubt;
+use super::changes::Changes;
+use super::notes::Doubt;
+use super::notes::DraftNotes;
 use crate::check::{Difference, Examination};
 use crate::finding::Code;
 use crate::storage::Storage;
@@ -86,7 +87,7 @@ pub(super) fn correct<S: Storage>(
 /// What all entries are judged on.
 struct Grounds<'a> {
     wishes: &'a RepairOptions,
-    differences: Vec<Difference>,
+    differences: &'a [Difference],
     /// Why an offset may be wrong that looks right.
     doubt: Option<Obstacle>,
     version: u32,
@@ -96,7 +97,7 @@ struct Grounds<'a> {
 
 impl<'a> Grounds<'a> {
     fn new<S: Storage>(
-        examination: &Examination<'_, S>,
+        examination: &'a Examination<'_, S>,
         wishes: &'a RepairOptions,
         notes: &DraftNotes,
     ) -> Self {

@@ -4,7 +4,8 @@
 
 use rayon::prelude::*;
 
-use super::draft::DraftNotes;
+use super::changes::Withheld;
+use super::notes::DraftNotes;
 use super::{Mode, RepairOptions};
 use crate::check::{Check, Difference, Examination};
 use crate::coverage::Complete;
@@ -20,54 +21,6 @@ pub(super) struct Permit<'a> {
     pub(super) may_correct: bool,
     /// Lower counts: only with the proof that nothing was left out.
     pub(super) may_lower: Option<Complete<'a>>,
-}
-
-/// Why some cluster may be one that a damaged pointer meant. Judged on the image as it is, before a repair hides it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Doubt {
-    /// Some stored counts are not those the image once had.
-    CountsUnknown,
-    /// Some cluster is counted more often than it is used.
-    LooksLeaked,
-}
-
-/// Codes that say that some stored counts are not those the image once had.
-const HIDING_CODES: [Code; 7] = [
-    Code::HeaderRefcountOrderInvalid,
-    Code::RefcountTableUnaligned,
-    Code::RefcountTableTooLarge,
-    Code::RefcountTableMissing,
-    Code::RefcountTablePastEnd,
-    Code::RefcountBlockUnaligned,
-    Code::RefcountBlockPastEnd,
-];
-
-/// Looks for clusters that a damaged pointer may have meant.
-pub(super) fn doubt<S: Storage>(examination: &Examination<'_, S>) -> Option<Doubt> {
-    let findings = &examination.notes.findings;
-    let unknown = &examination.survey.unknown_counts;
-    let is_hidden = |code: &Code| findings.total_of(*code).count > 0;
-    let has_unknown = unknown.all || !unknown.blocks.is_empty();
-    if has_unknown || HIDING_CODES.iter().any(is_hidden) {
-        return Some(Doubt::CountsUnknown);
-    }
-    let file_clusters = examination.walk.geometry.file_clusters();
-    let is_unaccounted = |difference: &Difference| {
-        difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
-    };
-    let has_unaccounted = examination.differences().iter().any(is_unaccounted);
-    has_unaccounted.then_some(Doubt::LooksLeaked)
-}
-
-/// Something that is left as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Withheld {
-    /// The finding that stays.
-    pub code: Code,
-    /// How often it was found.
-    pub count: u64,
-    /// Why nothing is done about it.
-    pub reason: String,
 }
 
 /// More leaked clusters than this are not looked through for lost tables, and so not freed.
@@ -253,8 +206,8 @@ fn lost_sharers<S: Storage>(examination: &Examination<'_, S>, draft: &DraftNotes
     if draft.doubt().is_none() {
         return 0;
     }
-    let differences = examination.differences().into_iter();
-    let is_shared = |known: &Difference| {
+    let differences = examination.differences().iter();
+    let is_shared = |known: &&Difference| {
         known.expected > 0
             && known.stored > Some(known.expected)
             && !draft.released.contains(known.cluster)

@@ -18,9 +18,9 @@ mod l2_tables;
 use std::collections::BTreeMap;
 use std::io;
 
-use super::draft::{Changes, DraftNotes, Fresh, FreshCopy};
+use super::changes::{Changes, Fresh, FreshCopy, Patch};
+use super::notes::DraftNotes;
 use super::refcounts;
-use super::sectors::Patch;
 use super::space::{Space, no_room};
 use super::{Overlaps, RepairOptions, StageKind, Withheld};
 use crate::check::Examination;

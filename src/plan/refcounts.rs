@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
-use super::draft::{Changes, Fresh};
-use super::sectors::Patch;
+use super::changes::{Changes, Fresh, Patch};
 use super::space::{Space, holds_data, no_room};
 use super::{StageKind, Withheld};
 use crate::check::{Difference, Examination};
@@ -86,7 +85,6 @@ pub(super) fn cover<S: Storage>(
 
 /// What of the refcount structures cannot be used.
 struct Damage {
-    differences: Vec<Difference>,
     /// The table itself has to go.
     has_lost_table: bool,
     /// Indices of refcount table entries that need a new block, because something in their range is to be counted.
@@ -140,9 +138,8 @@ impl Damage {
                 .binary_search_by_key(index, |block| block.index);
             found.is_ok() && !unsound.contains(index)
         };
-        let differences = examination.differences();
         let mut needy: BTreeSet<u64> = BTreeSet::new();
-        for difference in &differences {
+        for difference in examination.differences() {
             let index = difference.cluster.0 / per_block;
             let is_in_file = difference.cluster.0 < geometry.file_clusters();
             if difference.expected > 0 && is_in_file && !sound(&index) {
@@ -150,7 +147,6 @@ impl Damage {
             }
         }
         let mut damage = Self {
-            differences,
             has_lost_table,
             needy,
             unsound,
@@ -461,7 +457,7 @@ fn block_content<S: Storage>(
         let count = count.min(geometry.refcount_max());
         set_refcount_at(bytes, geometry.refcount_order(), slot, count);
     };
-    let differing = differences_in(&damage.differences, &range);
+    let differing = differences_in(examination.differences(), &range);
     // A block that something else claims too, but in which nothing in use is counted too low, is intact: what looks leaked
     // by it may be what a damaged structure no longer leads to.
     let is_intact = !examination.survey.unknown_counts.all && {

@@ -6,114 +6,16 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::draft::{Fresh, FreshCopy};
+use super::changes::{Fresh, FreshCopy, Patch};
 use super::{CopyEdit, Edit, Stage, StageKind};
 use crate::finding::Code;
-use crate::qcow2::{count_field, put_bits};
+use crate::qcow2::put_bits;
 use crate::storage::Storage;
 
 /// Bytes in a sector.
 const SECTOR: usize = 512;
 /// Neighbouring sectors of a stage become one edit of at most this many bytes.
 const MAX_EDIT_BYTES: usize = 1 << 20;
-
-/// Bits to change, within one sector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Patch {
-    pub(super) stage: StageKind,
-    /// The finding it answers.
-    pub(super) because: Code,
-    /// Byte offset in the file, a multiple of `bytes`.
-    offset: u64,
-    /// How many bytes the big-endian number has: 1, 2, 4 or 8.
-    bytes: usize,
-    /// The bits of it that change.
-    mask: u64,
-    /// Their new value.
-    value: u64,
-}
-
-impl Patch {
-    /// A patch of a whole 64-bit number: a header field, or an entry of a table.
-    pub(super) fn word(stage: StageKind, because: Code, offset: u64, value: u64) -> Self {
-        Self {
-            stage,
-            because,
-            offset,
-            bytes: 8,
-            mask: u64::MAX,
-            value,
-        }
-    }
-
-    /// A patch of a whole 32-bit number.
-    pub(super) fn half_word(stage: StageKind, because: Code, offset: u64, value: u32) -> Self {
-        Self {
-            stage,
-            because,
-            offset,
-            bytes: 4,
-            mask: u64::from(u32::MAX),
-            value: u64::from(value),
-        }
-    }
-
-    /// A patch of a single byte.
-    pub(super) fn byte(stage: StageKind, because: Code, offset: u64, value: u8) -> Self {
-        Self {
-            stage,
-            because,
-            offset,
-            bytes: 1,
-            mask: u64::from(u8::MAX),
-            value: u64::from(value),
-        }
-    }
-
-    /// A patch of the refcount at `index` of the block at `block_offset`.
-    pub(super) fn refcount(
-        stage: StageKind,
-        because: Code,
-        block_offset: u64,
-        order: u32,
-        index: u64,
-        count: u64,
-    ) -> Self {
-        let field = count_field(order, index);
-        Self {
-            stage,
-            because,
-            offset: block_offset + field.byte_offset,
-            bytes: field.bytes,
-            mask: field.mask,
-            value: count << field.shift,
-        }
-    }
-
-    /// A patch of the COPIED flag of the L1 or L2 entry at `offset`.
-    pub(super) fn copied_flag(stage: StageKind, because: Code, offset: u64, copied: bool) -> Self {
-        Self {
-            stage,
-            because,
-            offset,
-            bytes: 8,
-            mask: 1 << 63,
-            value: u64::from(copied) << 63,
-        }
-    }
-
-    fn sector(&self) -> u64 {
-        self.offset / SECTOR as u64
-    }
-
-    fn apply(&self, sector: &mut [u8]) {
-        let start = usize::try_from(self.offset % SECTOR as u64).unwrap_or(0);
-        let Some(bytes) = sector.get_mut(start..start + self.bytes) else {
-            return;
-        };
-        put_bits(bytes, self.mask, self.value);
-    }
-}
 
 /// Lays changes out as stages of whole sectors; a patch that changes nothing makes no edit.
 ///
@@ -147,18 +49,18 @@ pub(super) fn lay_out(
         });
         stages.count(StageKind::WriteNew, copy.because);
     }
-    patches.sort_by_key(|patch| (patch.sector(), patch.stage));
-    for of_sector in patches.chunk_by(|left, right| left.sector() == right.sector()) {
+    patches.sort_by_key(|patch| (sector_of(patch), patch.stage));
+    for of_sector in patches.chunk_by(|left, right| sector_of(left) == sector_of(right)) {
         let Some(first) = of_sector.first() else {
             continue;
         };
-        let offset = first.sector() * SECTOR as u64;
+        let offset = sector_of(first) * SECTOR as u64;
         let mut now = read_sector(storage, offset, length_bytes)?;
         for of_stage in of_sector.chunk_by(|left, right| left.stage == right.stage) {
             let before = now.clone();
             for patch in of_stage {
                 let was = now.clone();
-                patch.apply(&mut now);
+                apply(patch, &mut now);
                 if now != was {
                     stages.count(patch.stage, patch.because);
                 }
@@ -169,6 +71,17 @@ pub(super) fn lay_out(
         }
     }
     Ok(stages.0.into_values().collect())
+}
+
+fn sector_of(patch: &Patch) -> u64 {
+    patch.offset / SECTOR as u64
+}
+
+fn apply(patch: &Patch, sector: &mut [u8]) {
+    let start = usize::try_from(patch.offset % SECTOR as u64).unwrap_or(0);
+    if let Some(bytes) = sector.get_mut(start..start + patch.bytes) {
+        put_bits(bytes, patch.mask, patch.value);
+    }
 }
 
 /// Stages in the making, by kind.

@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::draft::{Changes, DraftNotes, Fresh};
-use super::sectors::Patch;
+use super::changes::{Changes, Fresh, Patch};
+use super::notes::{Doubt, DraftNotes};
 use super::space::{self, Space};
 use super::{Overlaps, RepairOptions, StageKind, Withheld, evidence, refcounts};
 use crate::check::Examination;
@@ -333,7 +333,7 @@ impl<S: Storage> Repair<'_, '_, S> {
                 the table from a copy of the image, or accept the loss";
             return Err(self.for_all(reason));
         }
-        if self.notes.doubt() == Some(evidence::Doubt::CountsUnknown) {
+        if self.notes.doubt() == Some(Doubt::CountsUnknown) {
             let reason = "stored refcounts are lost too, so nothing says that zeros were no snapshot; restore the table from a \
                 copy of the image, or accept the loss";
             return Err(self.for_all(reason));

@@ -12,6 +12,9 @@ use qfsck::{Error, Image, Options, Plan, Progress, Storage};
 use super::killed::damaged;
 use super::{all, planned};
 
+/// Where the image is said to be.
+const PATH: &str = "disk.qcow2";
+
 /// What happens at the n-th read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
@@ -65,7 +68,7 @@ fn planned_on(bytes: &[u8], when: usize, event: Event) -> Option<Result<Plan, Er
         event,
         progress: &progress,
     };
-    let image = Image::open(&disk, Path::new("image"));
+    let image = Image::open(&disk, Path::new(PATH));
     let planned =
         image.and_then(|image| qfsck::plan(&image, &all(), Options::default(), &progress));
     (disk.reads.load(Relaxed) > when).then_some(planned)
@@ -81,7 +84,10 @@ fn whatever_read_fails_the_plan_is_the_whole_one_or_none() {
             for when in 0.. {
                 match planned_on(&bytes, when, event) {
                     None => break,
-                    Some(Err(Error::Read { .. })) => failed += 1,
+                    Some(Err(Error::Read { path, .. })) => {
+                        assert_eq!(path, Path::new(PATH), "{name}, read {when} {event:?}");
+                        failed += 1;
+                    }
                     Some(Err(error)) => panic!("{name}, read {when} {event:?}: {error}"),
                     Some(Ok(plan)) if plan.is_empty() => {
                         assert!(

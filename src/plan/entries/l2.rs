@@ -11,7 +11,7 @@ use crate::check::Examination;
 use crate::coverage::Gap;
 use crate::finding::Code;
 use crate::plan::StageKind;
-use crate::plan::sectors::Patch;
+use crate::plan::changes::Patch;
 use crate::qcow2::{
     ClusterRange, Geometry, HostCluster, L2Descriptor, L2Entry, Refusal, SubclusterBitmap, words,
 };
@@ -64,7 +64,7 @@ fn settle_claims(grounds: &Grounds<'_>, claims: &[CompressedClaim], outcome: &mu
     for cluster in claims.iter().flat_map(|claim| claim.clusters.clusters()) {
         spare.insert(cluster, 0);
     }
-    for difference in &grounds.differences {
+    for difference in grounds.differences {
         if let Some(spare) = spare.get_mut(&difference.cluster)
             && !difference.has_conflict
         {

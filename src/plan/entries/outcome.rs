@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use crate::finding::{Code, Findings, Severity};
 use crate::plan::Withheld;
-use crate::plan::draft::Changes;
-use crate::plan::sectors::Patch;
+use crate::plan::changes::Changes;
+use crate::plan::changes::Patch;
 
 /// Why an entry is left as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,7 +9,7 @@ use super::{GARBAGE_ENTRIES, Grounds, L1_CODES, REFCOUNT_TABLE_CODES};
 use crate::check::Examination;
 use crate::finding::Code;
 use crate::plan::StageKind;
-use crate::plan::sectors::Patch;
+use crate::plan::changes::Patch;
 use crate::qcow2::{
     Geometry, HostOffset, L1Entry, Place, RefcountTableEntry, Refusal, Tree, words,
 };

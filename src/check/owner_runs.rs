@@ -1,0 +1,55 @@
+//! Owners by host cluster, in runs.
+//!
+//! Comes in: one owner after another, as tables are read. Goes out: the owners of a range. Never here: who asks for them.
+
+use crate::finding::{Owner, Owners};
+use crate::qcow2::ClusterRange;
+
+/// Runs of owners one group of tables may contribute.
+const RUNS_PER_GROUP: usize = 1 << 14;
+
+/// Owners by host cluster, in runs.
+#[derive(Debug, Default)]
+pub(super) struct OwnerRuns {
+    runs: Vec<Owner>,
+    /// Clusters in the longest run, to know where to begin looking.
+    longest: u64,
+}
+
+impl OwnerRuns {
+    /// Adds an owner of one more cluster; beyond a bound it is dropped, and only the counts tell of it.
+    pub(super) fn push(&mut self, owner: Owner) {
+        if self.runs.last_mut().is_some_and(|run| run.absorb(&owner)) {
+            return;
+        }
+        if self.runs.len() < RUNS_PER_GROUP {
+            self.runs.push(owner);
+        }
+    }
+
+    /// Adds the owners another group of tables has found.
+    pub(super) fn append(&mut self, later: Self) {
+        self.runs.extend(later.runs);
+    }
+
+    /// Makes ready for questions.
+    pub(super) fn sort(&mut self) {
+        self.runs.sort_by_key(|run| run.host.start);
+        let lengths = self.runs.iter().map(|run| run.host.count);
+        self.longest = lengths.max().unwrap_or(0);
+    }
+
+    /// The owners of a range, clipped to it.
+    pub(super) fn of(&self, range: ClusterRange) -> Owners {
+        let mut owners = Owners::default();
+        let earliest = range.start.0.saturating_sub(self.longest);
+        let first = self.runs.partition_point(|run| run.host.start.0 < earliest);
+        let candidates = self.runs.get(first..).unwrap_or(&[]).iter();
+        for run in candidates.take_while(|run| run.host.start.0 < range.end()) {
+            if run.host.end() > range.start.0 {
+                owners.push(run.clipped_to(range));
+            }
+        }
+        owners
+    }
+}

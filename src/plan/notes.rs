@@ -1,0 +1,105 @@
+//! What passes have to know besides their examination.
+//!
+//! Comes in: the image as it is, before anything is put right; later, what the passes did. Goes out: [`DraftNotes`]. Never
+//! here: a decision on a change.
+
+use std::cell::OnceCell;
+
+use crate::check::{Difference, Examination};
+use crate::finding::Code;
+use crate::qcow2::HostCluster;
+use crate::refcount_map::ClusterSet;
+use crate::storage::Storage;
+
+/// What passes have to know of those before them, and of the image as it is.
+#[derive(Debug)]
+pub(super) struct DraftNotes {
+    /// Clusters that this repair itself has put out of use: what is in them is known, and lost to nobody.
+    pub(super) released: ClusterSet,
+    /// References were dropped that somebody accepted to lose.
+    pub(super) gave_up: bool,
+    /// Why some cluster may be one that a damaged pointer meant.
+    doubt: OnceCell<Option<Doubt>>,
+    /// Clusters that are leaked in the image as it is.
+    leaked: OnceCell<ClusterSet>,
+}
+
+impl DraftNotes {
+    /// Nothing is known yet.
+    pub(super) fn new() -> Self {
+        Self {
+            released: ClusterSet::new(),
+            gave_up: false,
+            doubt: OnceCell::new(),
+            leaked: OnceCell::new(),
+        }
+    }
+
+    /// Keeps what only the image as it is can tell; the first answer stays.
+    pub(super) fn remember<S: Storage>(&self, examination: &Examination<'_, S>) {
+        self.doubt.get_or_init(|| doubt(examination));
+        self.leaked.get_or_init(|| leaked(examination));
+    }
+
+    /// Why some cluster may be one that a damaged pointer meant.
+    pub(super) fn doubt(&self) -> Option<Doubt> {
+        self.doubt.get().copied().flatten()
+    }
+
+    /// Whether a cluster is leaked in the image as it is.
+    pub(super) fn was_leaked(&self, cluster: HostCluster) -> bool {
+        let leaked = self.leaked.get();
+        leaked.is_some_and(|set| set.contains(cluster))
+    }
+}
+
+/// Why some cluster may be one that a damaged pointer meant. Judged on the image as it is, before a repair hides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Some stored counts are not those the image once had.
+    CountsUnknown,
+    /// Some cluster is counted more often than it is used.
+    LooksLeaked,
+}
+
+/// Codes that say that some stored counts are not those the image once had.
+const HIDING_CODES: [Code; 7] = [
+    Code::HeaderRefcountOrderInvalid,
+    Code::RefcountTableUnaligned,
+    Code::RefcountTableTooLarge,
+    Code::RefcountTableMissing,
+    Code::RefcountTablePastEnd,
+    Code::RefcountBlockUnaligned,
+    Code::RefcountBlockPastEnd,
+];
+
+/// Looks for clusters that a damaged pointer may have meant.
+fn doubt<S: Storage>(examination: &Examination<'_, S>) -> Option<Doubt> {
+    let findings = &examination.notes.findings;
+    let unknown = &examination.survey.unknown_counts;
+    let is_hidden = |code: &Code| findings.total_of(*code).count > 0;
+    let has_unknown = unknown.all || !unknown.blocks.is_empty();
+    if has_unknown || HIDING_CODES.iter().any(is_hidden) {
+        return Some(Doubt::CountsUnknown);
+    }
+    let file_clusters = examination.walk.geometry.file_clusters();
+    let is_unaccounted = |difference: &Difference| {
+        difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
+    };
+    let has_unaccounted = examination.differences().iter().any(is_unaccounted);
+    has_unaccounted.then_some(Doubt::LooksLeaked)
+}
+
+/// Whether a cluster is counted, and nothing uses it.
+pub(super) fn is_leaked(difference: &Difference) -> bool {
+    difference.expected == 0 && difference.stored > Some(0)
+}
+
+/// The clusters that are leaked in the image as it is, not by this repair.
+fn leaked<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
+    let leaked = ClusterSet::new();
+    for difference in examination.differences().iter().filter(|it| is_leaked(it)) {
+        leaked.insert(difference.cluster);
+    }
+    leaked
+}
