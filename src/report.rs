@@ -282,16 +282,18 @@ impl CheckDocument {
 impl ErrorDocument {
     /// The document of a check that could not be started.
     pub fn new(filename: &str, error: &Error) -> Self {
+        Self::of(filename, error.to_string(), error.advice())
+    }
+
+    /// The document of a question that has no answer, for a reason that is no [`Error`].
+    pub fn of(filename: &str, message: String, advice: &'static str) -> Self {
         Self {
             filename: filename.to_owned(),
             format: "unknown",
             check_errors: 1,
             schema: SCHEMA,
             verdict: "unreadable",
-            error: ErrorRow {
-                message: error.to_string(),
-                advice: error.advice(),
-            },
+            error: ErrorRow { message, advice },
         }
     }
 }

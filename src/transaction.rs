@@ -14,24 +14,26 @@
 //! delete it ([`RepairError::is_put_back`]).
 
 mod error;
+mod originals;
+mod used;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use crate::check::{Check, Options, check, metadata_digest};
+use crate::check::{Check, Options, check};
+use crate::coverage::{Coverage, GapKind};
 use crate::error::Error;
 use crate::finding::Code;
 use crate::image::Image;
 use crate::plan::{CopyEdit, Plan, Stage, StageKind};
 use crate::progress::Progress;
 use crate::storage::{Storage, StorageMut, UndoSink};
-use crate::undo::{
-    Journal, Judgement, SECTOR_BYTES, UndoFile, UndoHeader, UndoRecord, UndoState, UndoWriter,
-    sector_checksums,
-};
+use crate::undo::{Journal, SECTOR_BYTES, UndoFile, UndoRecord};
 
 pub use error::RepairError;
+use originals::keep_originals;
+use used::{left_digest, refuse_used_image};
 
 /// Byte of the header that holds the corrupt bit, and the bit.
 const CORRUPT_BYTE: usize = 79;
@@ -82,7 +84,7 @@ pub fn apply<S: StorageMut, U: UndoSink>(
         .reserve(plan.length_bytes_after)
         .map_err(RepairError::NoSpace)?;
     let sink = sink().map_err(RepairError::UndoFile)?;
-    let journal = keep_originals(storage, identity, length_bytes, plan, sink)?;
+    let journal = keep_originals(storage, identity, plan, progress, sink)?;
     let mut transaction = Transaction {
         storage,
         journal,
@@ -92,7 +94,10 @@ pub fn apply<S: StorageMut, U: UndoSink>(
     transaction.apply(plan, options, progress)?;
     let sectors_written = transaction.sectors_written;
     let image = reopened(&*transaction.storage)?;
-    let digest = left_digest(&image, length_bytes, progress).map_err(RepairError::Read)?;
+    let digest =
+        left_digest(&image, length_bytes, progress).map_err(|error| RepairError::Unread {
+            what: error.to_string(),
+        })?;
     let left_length_bytes = image.file_bytes();
     transaction
         .journal
@@ -123,41 +128,6 @@ fn reopened<S: Storage>(storage: &S) -> Result<Image<&S>, RepairError> {
     Image::open(storage, Path::new("image")).map_err(RepairError::Reread)
 }
 
-/// What tells whether anybody has written to the image since a repair: its metadata, and everything the repair appended.
-fn left_digest<S: Storage>(
-    image: &Image<S>,
-    original_length_bytes: u64,
-    progress: &Progress,
-) -> io::Result<u64> {
-    let mut sum = metadata_digest(image, progress)?;
-    let mut piece = vec![0; PIECE_BYTES];
-    let mut offset = original_length_bytes;
-    while let Some(start) = image.storage().next_data(offset)? {
-        let left = usize::try_from(image.file_bytes().saturating_sub(start)).unwrap_or(PIECE_BYTES);
-        let Some(part) = piece
-            .get_mut(..left.min(PIECE_BYTES))
-            .filter(|part| !part.is_empty())
-        else {
-            break;
-        };
-        image.storage().read_at(start, part)?;
-        for (sector, offset) in part
-            .chunks(SECTOR_BYTES)
-            .zip((start..).step_by(SECTOR_BYTES))
-        {
-            // Zeros count for nothing, so that holes and written zeros are the same.
-            if sector.iter().any(|&byte| byte != 0) {
-                let mut hasher = crc32fast::Hasher::new();
-                hasher.update(&offset.to_be_bytes());
-                hasher.update(sector);
-                sum = sum.wrapping_add(u64::from(hasher.finalize()) << 32);
-            }
-        }
-        offset = start + part.len() as u64;
-    }
-    Ok(sum)
-}
-
 fn length(storage: &impl Storage) -> Result<u64, RepairError> {
     storage.length_bytes().map_err(read_failed)
 }
@@ -169,75 +139,6 @@ fn read_failed(source: io::Error) -> RepairError {
         offset: 0,
         source,
     })
-}
-
-/// Writes the undo file: every sector the plan changes, as it is, and what it will be after each stage.
-fn keep_originals<U: UndoSink>(
-    storage: &impl Storage,
-    identity: &Identity,
-    length_bytes: u64,
-    plan: &Plan,
-    sink: U,
-) -> Result<Journal<U>, RepairError> {
-    let header = UndoHeader {
-        original_length_bytes: length_bytes,
-        device: identity.device,
-        inode: identity.inode,
-        is_block_device: identity.is_block_device,
-        path: identity.path.clone(),
-    };
-    let mut writer = UndoWriter::new(sink, &header).map_err(RepairError::UndoFile)?;
-    let versions = sector_versions(storage, &plan.stages, length_bytes).map_err(read_failed)?;
-    // What is appended is cut off again: only what is overwritten has to be kept.
-    for (offset, versions) in versions {
-        let mut original = [0; SECTOR_BYTES];
-        storage
-            .read_at(offset, &mut original)
-            .map_err(read_failed)?;
-        writer
-            .record(offset, &original, &versions)
-            .map_err(RepairError::UndoFile)?;
-    }
-    writer
-        .commit(plan.length_bytes_after)
-        .map_err(RepairError::UndoFile)
-}
-
-/// For each sector of the original image that changes, its checksum after each stage that changes it.
-fn sector_versions(
-    storage: &impl Storage,
-    stages: &[Stage],
-    length_bytes: u64,
-) -> io::Result<BTreeMap<u64, Vec<u32>>> {
-    let mut versions: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
-    let mut keep = |start: u64, after: &[u8]| {
-        let offsets = (start..length_bytes).step_by(SECTOR_BYTES);
-        for (offset, part) in offsets.zip(after.chunks(SECTOR_BYTES)) {
-            let sector = padded(part);
-            let of_sector = versions.entry(offset).or_default();
-            of_sector.extend(sector_checksums(&sector));
-        }
-    };
-    for stage in stages {
-        for edit in &stage.edits {
-            keep(edit.offset, &edit.after);
-        }
-        for copy in stage.copies.iter().filter(|copy| copy.to < length_bytes) {
-            let mut bytes = vec![0; usize::try_from(copy.bytes).unwrap_or(0)];
-            storage.read_at(copy.from, &mut bytes)?;
-            keep(copy.to, &bytes);
-        }
-    }
-    Ok(versions)
-}
-
-/// A sector the file ends in, with zeros behind its end.
-fn padded(part: &[u8]) -> [u8; SECTOR_BYTES] {
-    let mut sector = [0; SECTOR_BYTES];
-    if let Some(head) = sector.get_mut(..part.len()) {
-        head.copy_from_slice(part);
-    }
-    sector
 }
 
 /// An image being written to. Whoever writes holds the journal.
@@ -316,7 +217,37 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.sectors_written += bytes.len().div_ceil(SECTOR_BYTES) as u64;
-        self.storage.write_at(offset, bytes)
+        let mut was = vec![0; bytes.len()];
+        // A sector that cannot be read may still be written to.
+        let is_known = self.storage.read_at(offset, &mut was).is_ok();
+        let written = self.storage.write_at(offset, bytes);
+        if written.is_err() && is_known {
+            // The error counts, whatever comes of this.
+            let _mended = self.mend_torn_sectors(offset, &was, bytes);
+        }
+        written
+    }
+
+    /// A write that failed may have ended inside a sector, at a limit of file sizes for one: no undo knows such a sector.
+    /// It is made what it was.
+    fn mend_torn_sectors(&mut self, offset: u64, was: &[u8], wanted: &[u8]) -> io::Result<()> {
+        let length_bytes = self.storage.length_bytes()?;
+        let mut now = vec![0; was.len()];
+        self.storage.read_at(offset, &mut now)?;
+        let sectors = now
+            .chunks(SECTOR_BYTES)
+            .zip(was.chunks(SECTOR_BYTES))
+            .zip(wanted.chunks(SECTOR_BYTES));
+        for (offset, ((now, was), wanted)) in (offset..).step_by(SECTOR_BYTES).zip(sectors) {
+            if now != was && now != wanted {
+                // The file ends where the write did: it shall not grow, for it may not.
+                let left =
+                    usize::try_from(length_bytes.saturating_sub(offset)).unwrap_or(SECTOR_BYTES);
+                let there = was.get(..left).unwrap_or(was);
+                self.storage.write_at(offset, there)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes back what was written so far: the stages backwards, every sector that is as its stage left it.
@@ -384,6 +315,10 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
     ) -> Result<(), RepairError> {
         let image = reopened(&*self.storage)?;
         let now = check(&image, options, progress);
+        // A disk that cannot read says nothing about what was written.
+        if let Some(what) = unread(&now.coverage) {
+            return Err(RepairError::Unread { what });
+        }
         if totals(&now) == totals(&plan.after) && now.coverage == plan.after.coverage {
             return Ok(());
         }
@@ -393,6 +328,17 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
             .map_err(RepairError::PutBack)?;
         Err(RepairError::NotAsRehearsed)
     }
+}
+
+/// What the system could not read, if anything.
+fn unread(coverage: &Coverage) -> Option<String> {
+    let mut gaps = coverage.gaps().iter();
+    let gap = gaps.find(|gap| gap.kind == GapKind::Unreadable);
+    let is_whole = coverage.unreadable_count() == 0;
+    (!is_whole).then(|| match gap {
+        Some(gap) => format!("{}: {}", gap.place, gap.detail),
+        None => "some of its tables".to_owned(),
+    })
 }
 
 /// How often each code was found, but for the bits a repair sets and clears itself.
@@ -466,6 +412,10 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
     fn put_original(&mut self, offset: u64, bytes: &[u8], length_bytes: u64) -> io::Result<()> {
         let in_file = usize::try_from(length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
         let part = bytes.get(..bytes.len().min(in_file)).unwrap_or(bytes);
+        // What was appended is cut off.
+        if part.is_empty() {
+            return Ok(());
+        }
         if part.iter().all(|&byte| byte == 0) {
             let end = offset.saturating_add(part.len() as u64);
             let next_data = self.storage.next_data(offset);
@@ -476,46 +426,4 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
         }
         self.write(offset, part)
     }
-}
-
-/// An image that somebody has written to since the repair is left alone.
-fn refuse_used_image<S: Storage>(
-    storage: &S,
-    file: &UndoFile<'_>,
-    progress: &Progress,
-) -> Result<(), RepairError> {
-    let used = |what: String| Err(RepairError::UsedSince { what });
-    let length_bytes = length(storage)?;
-    match file.state {
-        UndoState::Incomplete => return Err(RepairError::NothingToUndo),
-        UndoState::Committed {
-            predicted_length_bytes,
-        } => {
-            let original = file.header.original_length_bytes;
-            if !(original..=predicted_length_bytes.max(original)).contains(&length_bytes) {
-                return used(format!("its length is {length_bytes} bytes"));
-            }
-        }
-        UndoState::Finished {
-            left_length_bytes,
-            digest,
-        } => {
-            if length_bytes != left_length_bytes {
-                return used(format!("its length is {length_bytes} bytes"));
-            }
-            let image = Image::open(storage, Path::new("image")).map_err(RepairError::Image)?;
-            let original = file.header.original_length_bytes;
-            let now = left_digest(&image, original, progress).map_err(read_failed)?;
-            if now != digest {
-                return used("its tables differ from how the repair left them".to_owned());
-            }
-        }
-    }
-    let judgements = file.judge(storage).map_err(read_failed)?;
-    for judgement in judgements {
-        if let Judgement::Foreign { offset } = judgement {
-            return used(format!("byte {offset} and following"));
-        }
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@
 //!
 //! The format is described byte by byte in `docs/undo-file.md`.
 
+mod before;
 mod block;
 mod glance;
 mod judge;
@@ -14,6 +15,7 @@ mod reader;
 mod tests;
 mod writer;
 
+pub use before::Before;
 use block::Chain;
 pub use judge::Judgement;
 pub use writer::{Journal, UndoWriter};
@@ -86,10 +88,23 @@ pub struct UndoFile<'a> {
     pub header: UndoHeader,
     /// What to put back, in the order of the image, without overlaps; nothing in an [`UndoState::Incomplete`] file.
     pub records: Vec<UndoRecord<'a>>,
+    /// Digest of the image's metadata before the repair; only the caller knows of what. Files of version 1 have none.
+    pub digest_before: Option<u64>,
     /// How far the repair came.
     pub state: UndoState,
     next_seal_offset: u64,
     chain: Chain,
+}
+
+impl UndoFile<'_> {
+    /// How many sectors an undo puts back; what a repair appended is cut off instead.
+    pub fn sector_count(&self) -> u64 {
+        let length_bytes = self.header.original_length_bytes;
+        let is_in_file = |record: &&UndoRecord<'_>| record.offset < length_bytes;
+        let records = self.records.iter().filter(is_in_file);
+        let sectors = records.map(|record| (record.original.len() / SECTOR_BYTES) as u64);
+        sectors.fold(0, u64::saturating_add)
+    }
 }
 
 /// Why bytes are not taken for an undo file.
@@ -103,7 +118,7 @@ pub enum UndoError {
     #[error("holds no whole header, and no repair was ever committed in it")]
     NoHeader,
     /// Made by a later qfsck.
-    #[error("is an undo file of version {0}; this qfsck knows version 1")]
+    #[error("is an undo file of version {0}; this qfsck knows versions 1 and 2")]
     UnknownVersion(u32),
     /// Made by a later qfsck.
     #[error("has unknown flags {0:#x}; a later qfsck made it")]

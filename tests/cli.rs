@@ -6,7 +6,7 @@
 //! What never happens here: a judgement on what is wrong with an image (`corpus`, `damage` and `oracle` do that), a file
 //! of the corpus touched, a process ended that a test did not start, a wait without a limit.
 //!
-//! A tool that is missing, or something this system does not permit, prints `skipped: …`; with `QFSCK_REQUIRE_ORACLE=1`
+//! A tool that is missing, or something this system does not permit, prints `NOT TESTED …`; with `QFSCK_REQUIRE_ORACLE=1`
 //! a missing tool is a failure.
 //!
 //! | module | what it looks at |

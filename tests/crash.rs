@@ -159,16 +159,16 @@ fn undo(disk: &mut Recording, undo_file: &[u8]) -> Result<Receipt, RepairError> 
 
 /// Clusters the next write could destroy something through, by kind.
 #[derive(Debug, PartialEq, Eq)]
-struct Hazards {
+pub(crate) struct Hazards {
     uncounted: BTreeSet<u64>,
     undercounted: BTreeSet<u64>,
     written_through: BTreeSet<u64>,
     /// The dirty or the corrupt bit keeps programs from trusting the counts.
-    is_marked: bool,
+    pub(crate) is_marked: bool,
 }
 
 impl Hazards {
-    fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         let image = Image::open(bytes.to_vec(), Path::new("image")).expect("still an image");
         let check = qfsck::check(&image, Options::default(), &Progress::default());
         let clusters = |codes: &[Code]| {
@@ -212,7 +212,7 @@ impl Hazards {
         hazards
     }
 
-    fn is_no_worse_than(&self, before: &Self) -> bool {
+    pub(crate) fn is_no_worse_than(&self, before: &Self) -> bool {
         let is_safe = self.undercounted.is_empty() && self.written_through.is_empty();
         let keeps_its_mark = !before.is_marked || self.is_marked || is_safe;
         keeps_its_mark

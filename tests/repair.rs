@@ -11,9 +11,12 @@
 //! | `binary` | the real binary, with its system calls in somebody else's hands |
 //! | `killed` | the program may end at any write or sync, of a repair and of an undo |
 //! | `faults` | disks that fail, are full or read-only: clear words, and a way back |
+//! | `short_io` | reads and writes that do less than they were asked to |
+//! | `power` | power cuts on real file systems |
 //! | `reads` | a read that fails, or a stop, makes no plan smaller: it is whole, or there is none |
 //! | `given_back` | what is freed, and what of it the file system gets back |
 //! | `headline` | ten ways to lose data with `qemu-img check -r`, and that nothing of it is lost here |
+//! | `used` | an image somebody wrote to after a cut repair is not put back |
 //! | `refcounts` | damaged and lost refcount blocks and tables |
 //! | `entries` | words of L1, L2 and refcount table entries are put right in place, or left with a reason |
 //!
@@ -31,9 +34,12 @@ mod guest;
 mod headline;
 mod killed;
 mod overlaps;
+mod power;
 mod reads;
 pub(crate) mod refcounts;
+mod short_io;
 mod snapshots;
+mod used;
 
 use std::cell::RefCell;
 use std::fs;

@@ -63,18 +63,31 @@ fn push_hex(shown: &mut String, byte: u32) {
     shown.extend(['\\', 'x', digit(byte >> 4), digit(byte)]);
 }
 
-/// C1 controls, line separators, and the marks that reorder or hide text on a terminal.
+/// C1 controls, line separators, the marks that reorder text on a terminal, and everything that takes no room on it: what
+/// Unicode lets a program ignore (zero-width and variation selectors, tags, soft hyphens, fillers), and the blank Braille
+/// pattern. Two names that look the same are shown differently.
 pub(crate) fn is_deceptive(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
-            '\u{200b}'..='\u{200f}'
+            '\u{00ad}'
+                | '\u{034f}'
+                | '\u{061c}'
+                | '\u{115f}'..='\u{1160}'
+                | '\u{17b4}'..='\u{17b5}'
+                | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}'
                 | '\u{2028}'..='\u{202e}'
                 | '\u{2060}'..='\u{206f}'
-                | '\u{061c}'
+                | '\u{2800}'
+                | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}'
                 | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
+                | '\u{ffa0}'
+                | '\u{fff0}'..='\u{fffb}'
+                | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e0fff}'
         )
 }
 
@@ -90,6 +103,42 @@ mod tests {
         assert_eq!(escaped(b"a\xff\\"), "a\\xff\\\\");
         assert_eq!(escaped("x\u{202e}y".as_bytes()), "x\\u{202e}y");
         assert_eq!(escaped("Schnappschuß".as_bytes()), "Schnappschuß");
+    }
+
+    #[test]
+    fn what_takes_no_room_on_a_terminal_is_spelled_out() {
+        let invisible = [
+            '\u{ad}',
+            '\u{34f}',
+            '\u{61c}',
+            '\u{115f}',
+            '\u{17b4}',
+            '\u{180e}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{2069}',
+            '\u{2800}',
+            '\u{3164}',
+            '\u{fe0f}',
+            '\u{feff}',
+            '\u{ffa0}',
+            '\u{fff9}',
+            '\u{1d173}',
+            '\u{e0041}',
+            '\u{e0100}',
+            '\u{e01ef}',
+        ];
+        for character in invisible {
+            let name = format!("a{character}b");
+            let spelled = format!("a{}b", character.escape_unicode());
+            assert_eq!(escaped(name.as_bytes()), spelled);
+            assert_eq!(escaped_path(Path::new(&name)), spelled);
+        }
+        for seen in ["Ünïcödé", "日本語", "e\u{301}", "\u{1f4be}", "ไทย"] {
+            assert_eq!(escaped(seen.as_bytes()), seen);
+        }
     }
 
     #[test]

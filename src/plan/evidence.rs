@@ -276,6 +276,10 @@ fn suspicious_clusters<S: Storage>(
     let suspects: Vec<Suspect> = leaked
         .par_iter()
         .filter_map(|&cluster| {
+            // Nothing is planned by somebody who was stopped: only the end counts then.
+            if examination.walk.progress.is_stopped() {
+                return None;
+            }
             let image = examination.walk.image;
             let start = geometry.offset_of(cluster).0;
             let data = image.storage().next_data(start).unwrap_or(Some(start));
@@ -294,6 +298,9 @@ fn suspicious_clusters<S: Storage>(
             (is_unreadable || named > 0 || may_be_table).then_some(Suspect { cluster, named })
         })
         .collect();
+    if examination.walk.progress.is_stopped() {
+        return Err("the planning was stopped".to_owned());
+    }
     Ok(suspects)
 }
 

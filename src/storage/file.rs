@@ -91,6 +91,20 @@ impl ImageFile {
         Ok((metadata.dev(), metadata.ino()))
     }
 
+    /// Whether the path still leads to this file: an image may be moved away, or another moved over it.
+    pub fn is_at_its_path(&self) -> io::Result<bool> {
+        let there = match std::fs::metadata(&self.path) {
+            Ok(there) => there,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let here = self.file.metadata()?;
+        if self.is_block_device {
+            return Ok(there.rdev() == here.rdev());
+        }
+        Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
+    }
+
     /// What tells this state of the file from a later one.
     pub fn identity(&self) -> io::Result<FileIdentity> {
         let metadata = self.file.metadata()?;
@@ -186,7 +200,7 @@ impl StorageMut for RepairFile {
         let start = i64::try_from(now).map_err(out_of_range)?;
         let bytes = i64::try_from(length_bytes - now).map_err(out_of_range)?;
         let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(&self.image.file, flags, start, bytes) {
+        match allocate(&self.image.file, flags, start, bytes) {
             // Not every file system can; the first write then tells, and the undo file is the way back.
             Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
             Err(error) => Err(error.into()),
@@ -206,7 +220,17 @@ impl StorageMut for RepairFile {
         let start = i64::try_from(offset).map_err(out_of_range)?;
         let bytes = i64::try_from(bytes).map_err(out_of_range)?;
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        Ok(fallocate(&self.image.file, flags, start, bytes)?)
+        Ok(allocate(&self.image.file, flags, start, bytes)?)
+    }
+}
+
+/// Goes on after a signal, like every other call here.
+fn allocate(file: &File, flags: FallocateFlags, start: i64, bytes: i64) -> nix::Result<()> {
+    loop {
+        match fallocate(file, flags, start, bytes) {
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
     }
 }
 

@@ -39,6 +39,15 @@ pub enum RepairError {
     /// The image could not be opened again after it was written to.
     #[error("the repaired image cannot be read again: {0}; `qfsck undo` puts it back as it was")]
     Reread(Error),
+    /// Everything was written, but not all of it can be read again.
+    #[error(
+        "the repair was written, but the image cannot be read whole to prove it: {what}; copy it to a healthy disk \
+         (ddrescue) and check the copy, or let `qfsck undo` put it back"
+    )]
+    Unread {
+        /// Where, and what the system said.
+        what: String,
+    },
     /// Reading, writing or a sync failed while the image was put back, by an undo or after a repair that went wrong.
     #[error(
         "putting the image back failed: {0}; it is not as it was, run `qfsck undo` when the disk is well"

@@ -7,10 +7,16 @@ use crate::qcow2::{u16_at, u32_at, u64_at};
 
 /// First bytes of an undo file.
 pub(super) const MAGIC: [u8; 8] = *b"QFSCKUND";
-/// The version written and read here.
-pub(super) const VERSION: u32 = 1;
+/// The version written here.
+pub(super) const VERSION: u32 = 2;
+/// The oldest version read here: its commit seal has no digest, and it has no blank records.
+pub(super) const FIRST_VERSION: u32 = 1;
 /// First bytes of a record.
 pub(super) const RECORD_MAGIC: [u8; 4] = *b"QREC";
+/// First bytes of a record of a range that was all zeros, or not there: these bytes are not kept.
+pub(super) const BLANK_MAGIC: [u8; 4] = *b"QZER";
+/// What a blank record is of.
+static ZEROS: [u8; MAX_RECORD_BYTES] = [0; MAX_RECORD_BYTES];
 /// First and last bytes of a seal: one flipped bit cannot make a seal look as if it had never been there.
 const SEAL_MAGIC: [u8; 8] = *b"QFSCKSEA";
 
@@ -61,7 +67,11 @@ pub(super) fn checksum(bytes: [u8; 4]) -> u32 {
 }
 
 /// The header as a block, or `None` if its path is too long.
-pub(super) fn encode_header(header: &UndoHeader, chain: &mut Chain) -> Option<Vec<u8>> {
+pub(super) fn encode_header(
+    version: u32,
+    header: &UndoHeader,
+    chain: &mut Chain,
+) -> Option<Vec<u8>> {
     if header.path.len() > MAX_PATH_BYTES {
         return None;
     }
@@ -71,7 +81,7 @@ pub(super) fn encode_header(header: &UndoHeader, chain: &mut Chain) -> Option<Ve
         0
     };
     let mut block = MAGIC.to_vec();
-    block.extend(VERSION.to_be_bytes());
+    block.extend(version.to_be_bytes());
     block.extend(flags.to_be_bytes());
     block.extend(header.original_length_bytes.to_be_bytes());
     block.extend(header.device.to_be_bytes());
@@ -117,11 +127,18 @@ pub(super) fn encode_record(
     if !is_whole || !is_within_limits(offset, sector_count, version_count) {
         return None;
     }
-    let mut block = RECORD_MAGIC.to_vec();
+    let is_blank = original.iter().all(|&byte| byte == 0);
+    let mut block = if is_blank {
+        BLANK_MAGIC.to_vec()
+    } else {
+        RECORD_MAGIC.to_vec()
+    };
     block.extend(u16::try_from(version_count).ok()?.to_be_bytes());
     block.extend(u16::try_from(sector_count).ok()?.to_be_bytes());
     block.extend(offset.to_be_bytes());
-    block.extend(original);
+    if !is_blank {
+        block.extend(original);
+    }
     block.extend(versions.iter().flat_map(|version| version.to_be_bytes()));
     chain.close(&mut block);
     Some(block)
@@ -135,17 +152,24 @@ pub(super) fn decode_record<'a>(
     let version_count = usize::from(u16_at(bytes, 4)?);
     let sector_count = usize::from(u16_at(bytes, 6)?);
     let offset = u64_at(bytes, 8)?;
-    if !bytes.starts_with(&RECORD_MAGIC) || !is_within_limits(offset, sector_count, version_count) {
+    let is_blank = bytes.starts_with(&BLANK_MAGIC);
+    let is_record = is_blank || bytes.starts_with(&RECORD_MAGIC);
+    if !is_record || !is_within_limits(offset, sector_count, version_count) {
         return None;
     }
-    let versions_at = RECORD_FIXED_BYTES + sector_count * SECTOR_BYTES;
+    let original_bytes = sector_count * SECTOR_BYTES;
+    let versions_at = RECORD_FIXED_BYTES + if is_blank { 0 } else { original_bytes };
     let versions_end = versions_at + sector_count * version_count * CHECKSUM_BYTES;
     let end = versions_end + CHECKSUM_BYTES;
     *chain = chain.follow(bytes.get(..end)?)?;
     let (versions, _none) = bytes.get(versions_at..versions_end)?.as_chunks();
     let record = UndoRecord {
         offset,
-        original: bytes.get(RECORD_FIXED_BYTES..versions_at)?,
+        original: if is_blank {
+            ZEROS.get(..original_bytes)?
+        } else {
+            bytes.get(RECORD_FIXED_BYTES..versions_at)?
+        },
         versions,
     };
     Some((record, end))
@@ -169,6 +193,8 @@ pub(super) enum Seal {
         record_count: u64,
         original_bytes: u64,
         predicted_length_bytes: u64,
+        /// 0 in a file of version 1.
+        digest_before: u64,
     },
     /// The repair is done.
     Finish { left_length_bytes: u64, digest: u64 },
@@ -179,17 +205,26 @@ pub(super) enum Seal {
 impl Seal {
     /// The seal as one sector.
     pub(super) fn encode(self, chain: &mut Chain) -> Vec<u8> {
-        let (kind, values): (u32, [u64; 3]) = match self {
+        let (kind, values): (u32, [u64; 4]) = match self {
             Self::Commit {
                 record_count,
                 original_bytes,
                 predicted_length_bytes,
-            } => (1, [record_count, original_bytes, predicted_length_bytes]),
+                digest_before,
+            } => (
+                1,
+                [
+                    record_count,
+                    original_bytes,
+                    predicted_length_bytes,
+                    digest_before,
+                ],
+            ),
             Self::Finish {
                 left_length_bytes,
                 digest,
-            } => (2, [left_length_bytes, digest, 0]),
-            Self::Reopen => (3, [0; 3]),
+            } => (2, [left_length_bytes, digest, 0, 0]),
+            Self::Reopen => (3, [0; 4]),
         };
         let mut sector = SEAL_MAGIC.to_vec();
         sector.extend(kind.to_be_bytes());
@@ -213,6 +248,7 @@ impl Seal {
                 record_count: first,
                 original_bytes: second,
                 predicted_length_bytes: u64_at(sector, 28)?,
+                digest_before: u64_at(sector, 36)?,
             },
             2 => Self::Finish {
                 left_length_bytes: first,
@@ -230,9 +266,9 @@ impl Seal {
         sector.starts_with(&SEAL_MAGIC) || sector.ends_with(&SEAL_MAGIC)
     }
 
-    /// Whether `sector` is still reserved: blank, or written from its start but not to its end. No flipped bit makes a
-    /// seal look so.
+    /// Whether `sector` is still reserved: blank, or written from its start but not to its last byte. No flipped bit makes
+    /// a seal look so.
     pub(super) fn is_unwritten_in(sector: &[u8; SECTOR_BYTES]) -> bool {
-        sector.ends_with(&[0; SEAL_MAGIC.len()])
+        sector.ends_with(&[0])
     }
 }

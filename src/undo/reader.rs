@@ -17,7 +17,7 @@ impl<'a> UndoFile<'a> {
     /// Reads an undo file from all of its bytes.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, UndoError> {
         let mut chain = Chain::START;
-        let (header, header_end) = decode_header(bytes, &mut chain)?;
+        let ((header, version), header_end) = decode_header(bytes, &mut chain)?;
         let (records, records_end) = decode_records(bytes, header_end, &mut chain)?;
         let Some((commit, commit_end)) = decode_commit(bytes, records_end, &records, &mut chain)
         else {
@@ -25,15 +25,19 @@ impl<'a> UndoFile<'a> {
             return Ok(Self {
                 header,
                 records: Vec::new(),
+                digest_before: None,
                 state: UndoState::Incomplete,
                 next_seal_offset: 0,
                 chain: Chain::START,
             });
         };
-        let (state, seals_end) = decode_later_seals(bytes, commit_end, commit, &mut chain)?;
+        let (predicted_length_bytes, digest_before) = commit;
+        let (state, seals_end) =
+            decode_later_seals(bytes, commit_end, predicted_length_bytes, &mut chain)?;
         Ok(Self {
             header,
             records,
+            digest_before: (version > block::FIRST_VERSION).then_some(digest_before),
             state,
             next_seal_offset: seals_end as u64,
             chain,
@@ -41,22 +45,21 @@ impl<'a> UndoFile<'a> {
     }
 }
 
-fn decode_header(bytes: &[u8], chain: &mut Chain) -> Result<Proven<UndoHeader>, UndoError> {
+/// The header and the version of the file.
+fn decode_header(bytes: &[u8], chain: &mut Chain) -> Result<Proven<(UndoHeader, u32)>, UndoError> {
     let (magic, _rest) = bytes.split_at(bytes.len().min(block::MAGIC.len()));
     if !block::MAGIC.starts_with(magic) && magic.iter().any(|&byte| byte != 0) {
         return Err(UndoError::NotAnUndoFile);
     }
-    if let Some(version) = u32_at(bytes, 8)
-        && version != block::VERSION
-        && magic == block::MAGIC
-    {
+    let version = u32_at(bytes, 8).unwrap_or(block::VERSION);
+    if !(block::FIRST_VERSION..=block::VERSION).contains(&version) && magic == block::MAGIC {
         return Err(UndoError::UnknownVersion(version));
     }
     if let Some((header, unknown_flags, end)) = block::decode_header(bytes, chain)
         && magic == block::MAGIC
     {
         return match unknown_flags {
-            0 => Ok((header, end)),
+            0 => Ok(((header, version), end)),
             flags => Err(UndoError::UnknownFlags(flags)),
         };
     }
@@ -84,13 +87,13 @@ fn decode_records<'a>(
     Ok((records, at))
 }
 
-/// The predicted length from the commit seal, if that stands right behind the records and speaks of exactly these.
+/// The predicted length and the digest from the commit seal, if that stands right behind the records and speaks of exactly these.
 fn decode_commit(
     bytes: &[u8],
     records_end: usize,
     records: &[UndoRecord<'_>],
     chain: &mut Chain,
-) -> Option<Proven<u64>> {
+) -> Option<Proven<(u64, u64)>> {
     let seal_at = records_end.next_multiple_of(SECTOR_BYTES);
     let padding = bytes.get(records_end..seal_at)?;
     let sector = rest(bytes, seal_at).first_chunk()?;
@@ -98,6 +101,7 @@ fn decode_commit(
         record_count,
         original_bytes,
         predicted_length_bytes,
+        digest_before,
     } = Seal::decode(sector, chain)?
     else {
         return None;
@@ -109,7 +113,8 @@ fn decode_commit(
     let is_of_these = padding.iter().all(|&byte| byte == 0)
         && record_count == records.len() as u64
         && original_bytes == recorded_bytes;
-    is_of_these.then_some((predicted_length_bytes, seal_at + SECTOR_BYTES))
+    let said = (predicted_length_bytes, digest_before);
+    is_of_these.then_some((said, seal_at + SECTOR_BYTES))
 }
 
 /// Finished and reopened in turn; behind the last seal is nothing, or one sector that was reserved or cut short.

@@ -6,7 +6,7 @@ use std::io;
 
 use super::block::{self, Chain, Seal};
 use super::*;
-use crate::storage::{UndoSink, UndoSinkFile};
+use crate::storage::{Storage, UndoSink, UndoSinkFile};
 
 /// One call, as a disk sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ fn committed<'s>(
     for record in wanted {
         writer.record(record.offset, &record.original, &record.versions)?;
     }
-    writer.commit(524_288)
+    writer.commit(524_288, DIGEST_BEFORE)
 }
 
 fn written(wanted: &[Wanted], finishes: bool) -> MemorySink {
@@ -156,6 +156,7 @@ fn written(wanted: &[Wanted], finishes: bool) -> MemorySink {
 
 fn is_content(file: &UndoFile<'_>, wanted: &[Wanted]) -> bool {
     file.header == header()
+        && file.digest_before == Some(DIGEST_BEFORE)
         && file.records.len() == wanted.len()
         && file.records.iter().zip(wanted).all(|(record, wanted)| {
             record.offset == wanted.offset
@@ -164,6 +165,7 @@ fn is_content(file: &UndoFile<'_>, wanted: &[Wanted]) -> bool {
         })
 }
 
+const DIGEST_BEFORE: u64 = 0x0123_4567_89ab_cdef;
 const COMMITTED: UndoState = UndoState::Committed {
     predicted_length_bytes: 524_288,
 };
@@ -239,7 +241,7 @@ fn any_number_of_records_and_any_path_are_read_back() {
                 .expect("kept");
             originals.push(original);
         }
-        let _journal = writer.commit(0).expect("committed");
+        let _journal = writer.commit(0, 0).expect("committed");
         let file = UndoFile::decode(&sink.bytes).expect("readable");
         assert_eq!(file.header, header);
         assert!(
@@ -263,7 +265,7 @@ fn the_largest_record_is_taken_and_a_larger_one_is_not() {
     writer
         .record(last - 512, &original[..512], &[])
         .expect("kept");
-    let _journal = writer.commit(0).expect("committed");
+    let _journal = writer.commit(0, 0).expect("committed");
     let file = UndoFile::decode(&sink.bytes).expect("readable");
     assert_eq!(file.records[0].original, original);
     assert_eq!(file.records[0].versions().len(), versions.len());
@@ -289,7 +291,7 @@ fn the_largest_record_is_taken_and_a_larger_one_is_not() {
             .expect_err("misuse");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         writer.record(0, one, &[]).expect("a good one");
-        writer.commit(0).expect_err("a record is missing");
+        writer.commit(0, 0).expect_err("a record is missing");
     }
     let long_path = UndoHeader {
         path: vec![b'a'; MAX_PATH_BYTES + 1],
@@ -306,7 +308,7 @@ fn records_that_overlap_or_go_back_are_refused() {
         let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
         writer.record(1024, &original, &[]).expect("kept");
         writer.record(offset, &original, &[]).expect_err("refused");
-        writer.commit(0).expect_err("a record is missing");
+        writer.commit(0, 0).expect_err("a record is missing");
     }
 }
 
@@ -343,8 +345,8 @@ fn no_flipped_bit_is_accepted_where_it_means_anything() {
         }
         println!("{} single bits: {tally:?}", bytes.len() * 8);
         // Not even as incomplete: that would mean an untouched image. Only the sector reserved behind the commit seal
-        // says nothing, except that a finish seal would end in its last eight bytes.
-        let meaningless = if finishes { 0 } else { (SECTOR_BYTES - 8) * 8 };
+        // says nothing, except that a finish seal would end in its last byte.
+        let meaningless = if finishes { 0 } else { (SECTOR_BYTES - 1) * 8 };
         assert_eq!(tally.committed, meaningless);
         assert_eq!(tally.refused, bytes.len() * 8 - meaningless);
     }
@@ -463,7 +465,8 @@ fn records_moved_doubled_dropped_or_from_another_file_are_refused() {
                     inode: 8,
                     ..header()
                 };
-                block::encode_header(&header, &mut Chain::START.clone()).expect("short")
+                block::encode_header(block::VERSION, &header, &mut Chain::START.clone())
+                    .expect("short")
             }
             _ => other[from].clone(),
         };
@@ -481,8 +484,12 @@ struct Forger {
 
 impl Forger {
     fn new() -> Self {
+        Self::of_version(block::VERSION)
+    }
+
+    fn of_version(version: u32) -> Self {
         let mut chain = Chain::START;
-        let bytes = block::encode_header(&header(), &mut chain).expect("short");
+        let bytes = block::encode_header(version, &header(), &mut chain).expect("short");
         Self { bytes, chain }
     }
 
@@ -509,6 +516,7 @@ impl Forger {
             record_count,
             original_bytes,
             predicted_length_bytes: 0,
+            digest_before: 0,
         })
     }
 }
@@ -572,6 +580,69 @@ fn valid_checksums_do_not_excuse_broken_rules() {
 }
 
 #[test]
+fn a_file_of_the_first_version_is_read_and_has_no_digest() {
+    let sector = [1; SECTOR_BYTES];
+    let forger = Forger::of_version(1).record(512, 1, 0, &sector);
+    let forger = forger.commit(1, 512);
+    let file = UndoFile::decode(&forger.bytes).expect("the first version is known");
+    assert_eq!(file.records[0].original, sector);
+    assert_eq!(file.digest_before, None);
+}
+
+#[test]
+fn of_a_blank_range_only_the_place_is_kept() {
+    let mut sink = MemorySink::default();
+    let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
+    let (blank, first) = (vec![0; MAX_RECORD_BYTES], vec![7; SECTOR_BYTES]);
+    writer.record(0, &first, &[]).expect("kept");
+    writer.record(512, &blank, &[]).expect("kept");
+    writer.record(4 << 20, &first, &[]).expect("kept");
+    let _journal = writer.commit(0, DIGEST_BEFORE).expect("committed");
+    assert!(sink.bytes.len() < 4096, "{} bytes", sink.bytes.len());
+    let file = UndoFile::decode(&sink.bytes).expect("readable");
+    let originals = file.records.iter().map(|record| record.original);
+    assert!(originals.eq([&first[..], &blank, &first]));
+    // What lies past the end of the image as it was is not put back.
+    assert_eq!(header().original_length_bytes, 458_829);
+    assert_eq!(file.sector_count(), 1 + 2048);
+}
+
+#[test]
+fn the_image_before_is_read_through_the_undo_file_whatever_the_repair_came_to() {
+    let mut random = Random(17);
+    let before = random.bytes(458_752 + 77);
+    let ranges = [(0, 1), (1024, 3), (65_536, 8), (458_752, 2)];
+    let mut after = before.clone();
+    after.resize(500_000, 0x77);
+    let mut sink = MemorySink::default();
+    let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
+    for (offset, sectors) in ranges {
+        let mut original = before[offset..].to_vec();
+        original.resize(sectors * SECTOR_BYTES, 0);
+        writer.record(offset as u64, &original, &[]).expect("kept");
+        after[offset..offset + sectors * SECTOR_BYTES].fill(0xee);
+    }
+    let _journal = writer.commit(0, DIGEST_BEFORE).expect("committed");
+    let file = UndoFile::decode(&sink.bytes).expect("readable");
+    for now in [&before, &after] {
+        let view = file.before(now);
+        assert_eq!(view.length_bytes().ok(), Some(before.len() as u64));
+        for _ in 0..2_000 {
+            let offset = match random.below(3) {
+                0 => random.below(4_096),
+                1 => 65_000 + random.below(6_000),
+                _ => 458_000 + random.below(3_000),
+            };
+            let mut read = vec![0xaa; random.below(5_000)];
+            view.read_at(offset as u64, &mut read).expect("memory");
+            let mut wanted = before.get(offset..).unwrap_or(&[]).to_vec();
+            wanted.resize(read.len(), 0);
+            assert!(read == wanted, "{} bytes at {offset}", read.len());
+        }
+    }
+}
+
+#[test]
 fn whatever_follows_a_blank_sector_is_damage() {
     let committed = written(&wanted(8), false).bytes;
     for behind in [&b"\0"[..], b"x", &[0; SECTOR_BYTES], &[1; 3 * SECTOR_BYTES]] {
@@ -591,7 +662,7 @@ fn a_file_on_disk_goes_through_a_repair_and_its_undo() {
             .record(record.offset, &record.original, &record.versions)
             .expect("kept");
     }
-    let journal = writer.commit(524_288).expect("committed");
+    let journal = writer.commit(524_288, DIGEST_BEFORE).expect("committed");
     let state = |bytes: &[u8]| {
         let file = UndoFile::decode(bytes).expect("readable");
         assert!(is_content(&file, &wanted));
@@ -615,8 +686,11 @@ fn a_file_on_disk_goes_through_a_repair_and_its_undo() {
 #[test]
 fn other_files_and_later_versions_are_refused_by_name() {
     let mut bytes = written(&wanted(8), false).bytes;
-    bytes[11] = 2;
-    assert_eq!(UndoFile::decode(&bytes), Err(UndoError::UnknownVersion(2)));
+    for version in [0, 3] {
+        bytes[11] = version;
+        let unknown = Err(UndoError::UnknownVersion(version.into()));
+        assert_eq!(UndoFile::decode(&bytes), unknown);
+    }
     let mut flagged = bytes[..64].to_vec();
     flagged[11] = 1;
     flagged[15] = 6;
@@ -676,7 +750,7 @@ fn a_writer_that_failed_once_cannot_commit() {
             failures += usize::from(result.is_err());
         }
         assert_eq!(failures, 1);
-        let error = writer.commit(0).expect_err("a record is missing");
+        let error = writer.commit(0, 0).expect_err("a record is missing");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }
@@ -795,11 +869,14 @@ fn a_file_is_reopened_finished_and_reopened_again() {
             .finish(524_288, 0xdead_beef_0bad_cafe)
             .expect("finished");
     }
-    // A seal cut short, as a full disk does it, is written over.
-    for cut in 1..SECTOR_BYTES {
+    // A seal cut short, as a full disk does it, is written over; there is room for it, or the file ends with it.
+    for (cut, has_room) in (1..SECTOR_BYTES).flat_map(|cut| [(cut, false), (cut, true)]) {
         let mut sink = written(&wanted, true);
-        let end = sink.bytes.len() - SECTOR_BYTES;
+        let (end, length) = (sink.bytes.len() - SECTOR_BYTES, sink.bytes.len());
         sink.bytes.truncate(end + cut);
+        if has_room {
+            sink.bytes.resize(length, 0);
+        }
         let bytes = sink.bytes.clone();
         let file = UndoFile::decode(&bytes).expect("readable");
         assert_eq!(file.state, COMMITTED);

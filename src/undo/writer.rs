@@ -35,7 +35,7 @@ impl<S: UndoSink> UndoWriter<S> {
     /// Begins an undo file in an empty `sink`.
     pub fn new(sink: S, header: &UndoHeader) -> io::Result<Self> {
         let mut chain = Chain::START;
-        let block = block::encode_header(header, &mut chain)
+        let block = block::encode_header(block::VERSION, header, &mut chain)
             .ok_or_else(|| misuse("the path of the image is too long for an undo file"))?;
         let mut writer = Self {
             sink,
@@ -73,8 +73,13 @@ impl<S: UndoSink> UndoWriter<S> {
         Ok(())
     }
 
-    /// Makes everything durable, name included, and only then seals it.
-    pub fn commit(mut self, predicted_length_bytes: u64) -> io::Result<Journal<S>> {
+    /// Makes everything durable, name included, and only then seals it. The image will have the length given; the digest
+    /// is of its metadata as it is.
+    pub fn commit(
+        mut self,
+        predicted_length_bytes: u64,
+        digest_before: u64,
+    ) -> io::Result<Journal<S>> {
         if !self.is_whole {
             return Err(misuse("an undo file that lacks a record is not committed"));
         }
@@ -84,6 +89,7 @@ impl<S: UndoSink> UndoWriter<S> {
             record_count: self.record_count,
             original_bytes: self.original_bytes,
             predicted_length_bytes,
+            digest_before,
         };
         // From here on everything is in sectors of its own, so that a power cut leaves a seal whole or absent.
         let padding_bytes = padding_bytes(self.end_offset);

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::stage::{Said, Stage, corpus};
+use super::stage::{Said, Stage, bytes_of, corpus};
 
 /// Keys `qemu-img` leaves out when they are zero.
 const COUNTS: [&str; 9] = [
@@ -134,6 +134,41 @@ fn there_is_one_document_even_on_failure() {
     let said = stage.qfsck(["check", "--output", "json", "--data-file", "missing", "raw"]);
     said.expect_exit(1);
     expect_contract(&said.document(), "a missing data file");
+}
+
+#[test]
+fn there_is_a_document_for_what_has_no_answer() {
+    let stage = Stage::new();
+    // What is asked for cannot be done with any image, or has no answer in this one.
+    stage.copy("002-v3-plain", "image");
+    let mut no_cluster_size = bytes_of("002-v3-plain");
+    no_cluster_size[20..24].copy_from_slice(&63_u32.to_be_bytes());
+    stage.put("sizeless", &no_cluster_size);
+    let questions: [(&[&str], i32); 5] = [
+        (&["check", "-f", "raw", "image"], 63),
+        (&["check", "-f", "raw", "missing"], 63),
+        (&["owner", "image", "1T"], 64),
+        (&["owner", "sizeless", "0"], 1),
+        (&["owner", "--guest", "sizeless", "0"], 1),
+    ];
+    for (arguments, code) in questions {
+        for output in ["json", "jsonl"] {
+            let said = stage.qfsck(arguments.iter().chain(&["--output", output]));
+            said.expect_exit(code);
+            let document = said.document();
+            expect_contract(&document, &format!("{arguments:?}"));
+            let message = document["error"]["message"].as_str().unwrap_or_default();
+            assert!(said.err().contains(message), "stderr says it as well");
+        }
+    }
+    let several = [
+        "check", "--output", "jsonl", "-f", "raw", "image", "missing",
+    ];
+    let said = stage.qfsck(several);
+    said.expect_exit(63);
+    assert_eq!(said.documents().len(), 2, "one for each image");
+    let said = stage.qfsck(["check", "-q", "--output", "json", "-f", "raw", "image"]);
+    assert_eq!(said.out(), "");
 }
 
 #[test]

@@ -6,11 +6,13 @@
 use std::fs::{self, FileTimes, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::stage::{LargeImage, Running, Said, Stage, corpus};
+use super::stage::{LargeImage, QFSCK, Running, Said, Stage, corpus};
 
 /// The promise is one second; the rest is for a machine that runs all tests at once.
 const SOON: Duration = Duration::from_secs(2);
@@ -224,6 +226,91 @@ fn an_image_that_changes_under_the_reader_is_exit_code_5() {
         );
         assert_eq!(document.get("image-end-offset"), None, "{what}");
     }
+}
+
+#[test]
+fn an_image_that_is_replaced_or_removed_under_the_reader_is_exit_code_5() {
+    let stage = Stage::new();
+    let changes: [(&str, Change); 3] = [
+        ("another renamed over it", |path| {
+            let other = path.with_extension("new");
+            fs::copy(corpus("002-v3-plain"), &other).expect("a copy");
+            fs::rename(other, path).expect("renamed");
+        }),
+        ("moved away", |path| {
+            fs::rename(path, path.with_extension("old")).expect("renamed");
+        }),
+        ("removed", |path| fs::remove_file(path).expect("removed")),
+    ];
+    for (what, change) in changes {
+        let check = stopped_check(&stage);
+        change(&stage.path("image"));
+        check.signal("CONT");
+        let said = check.wait();
+        assert_eq!(said.exit, Some(5), "{what}: {}{}", said.out(), said.err());
+        let document = said.document();
+        assert_eq!(document["changed-while-read"], true, "{what}");
+        assert_eq!(document["verdict"], "unreadable", "{what}");
+    }
+}
+
+/// A check that is started with a signal ignored, as `nohup` does it.
+fn ignoring(stage: &Stage, signal: &str) -> Running {
+    let script = format!("trap '' {signal}; exec \"$0\" check --output json -j 1 image");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, QFSCK]);
+    stage.start_command(command)
+}
+
+#[test]
+fn a_signal_that_was_ignored_before_stays_so() {
+    let stage = Stage::new();
+    let large = LargeImage::of_a_moment();
+    large.write(&stage.path("image"));
+    for signal in ["HUP", "INT", "TERM"] {
+        let mut check = ignoring(&stage, signal);
+        assert!(check.has_read(large.head_bytes()), "it ended too soon");
+        check.signal(signal);
+        let said = check.wait();
+        said.expect_exit(0);
+        assert_eq!(said.document()["coverage"]["stopped"], false, "{signal}");
+    }
+    // And one that was not ignored still stops it.
+    let large = large_image(&stage);
+    let mut check = ignoring(&stage, "HUP");
+    assert!(check.has_read(large.head_bytes()), "it ended too soon");
+    check.signal("TERM");
+    let said = check.wait();
+    said.expect_exit(1);
+    expect_partial(&said);
+}
+
+#[test]
+fn a_signal_ends_the_planning_of_a_repair_soon_wherever_it_is() {
+    let stage = Stage::new();
+    // Many tables, and many leaks to look through for lost ones.
+    let large = LargeImage {
+        l2_tables: 1 << 14,
+        leaks: 1 << 14,
+    };
+    large.write(&stage.path("image"));
+    large.fill_leaks(&stage.path("image"));
+    let (mut stopped, mut slowest) = (0, Duration::ZERO);
+    for moment in 0..24 {
+        let mut repair = stage.start(["repair", "--dry-run", "image"]);
+        assert!(repair.has_locked(), "the repair ended too soon");
+        thread::sleep(Duration::from_millis(40 + moment * 90));
+        let sent = Instant::now();
+        repair.signal("INT");
+        let said = repair.wait();
+        if said.err().contains("stopped by a signal") {
+            stopped += 1;
+            slowest = slowest.max(sent.elapsed());
+            assert!(sent.elapsed() < SOON, "it took {:?}", sent.elapsed());
+        }
+    }
+    println!("{stopped} plans stopped, the slowest in {slowest:?}");
+    assert!(stopped > 6, "only {stopped} plans were stopped");
 }
 
 #[test]

@@ -19,13 +19,16 @@ use serde_json::Value;
 use super::stage::{Said, Stage, bytes_of, has_tools, is_installed, skip};
 
 /// Three bytes each, so that they fit where an image has a name of three letters.
-const HOSTILE: [&[u8; 3]; 6] = [
+const HOSTILE: [&[u8; 3]; 9] = [
     b"\x1b[m",
     b"\n\x07\x7f",
     b"\xe2\x80\xae", // U+202E, right-to-left override
     b"\xc2\x9b\r",   // U+009B, a one-character escape
     b"\xff\xfe\x80",
     b"\xe2\x80\xa8", // U+2028, a line end to some
+    b"\xe2\x80\x8b", // U+200B, a space of no width
+    b"\xef\xb8\x8f", // U+FE0F, a variation selector
+    b"a\xc2\xad",    // U+00AD, a soft hyphen
 ];
 
 const ESCAPE_PATH: &[u8] = b"a\x1b]0;owned\x07\x1b[31m\nverdict: clean\r\xe2\x80\xae.qcow2";
@@ -57,7 +60,7 @@ fn unprintable(bytes: &[u8]) -> Option<String> {
         .find(|&character| {
             let reorders_or_hides = matches!(
                 character,
-                '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+                '\u{ad}' | '\u{61c}' | '\u{fe00}'..='\u{fe0f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
             );
             character != '\n' && (character.is_control() || reorders_or_hides)
         })

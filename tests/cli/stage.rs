@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::support::needs;
 
 /// Longer than any honest run here by an order of magnitude: what takes longer hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(50);
@@ -23,19 +26,7 @@ pub(super) const QFSCK: &str = env!("CARGO_BIN_EXE_qfsck");
 
 /// Whether the oracle's tools are there. Says so if not, and fails if they have to be.
 pub(super) fn has_tools(programs: &[&str]) -> bool {
-    let is_required = std::env::var_os("QFSCK_REQUIRE_ORACLE").is_some_and(|value| value == "1");
-    for program in programs {
-        let is_there = is_installed(program);
-        assert!(
-            is_there || !is_required,
-            "QFSCK_REQUIRE_ORACLE=1, but {program} is not installed"
-        );
-        if !is_there {
-            skip(&format!("{program} is not installed"));
-            return false;
-        }
-    }
-    true
+    needs::has_tools(programs)
 }
 
 /// Whether a tool is there that the system need not have in any case.
@@ -50,7 +41,7 @@ pub(super) fn is_installed(program: &str) -> bool {
 
 /// Says that a test did nothing, and why.
 pub(super) fn skip(why: &str) {
-    println!("skipped: {why}");
+    needs::not_tested(why);
 }
 
 pub(super) fn is_root() -> bool {
@@ -379,6 +370,18 @@ impl LargeImage {
         }
         file.set_len((used + 2 * self.leaks) * Self::CLUSTER)
             .expect("a file can have holes");
+    }
+
+    /// Puts something into every leaked cluster, so that each has to be read and looked through.
+    pub(super) fn fill_leaks(&self, path: &Path) {
+        let first = self.first_l2_table() + self.l2_tables;
+        let file = fs::OpenOptions::new().write(true).open(path);
+        let file = file.expect("the image can be opened");
+        for index in 0..self.leaks {
+            let cluster = first + 2 * index + 1;
+            let written = file.write_all_at(&[0xa5; 4096], cluster * Self::CLUSTER);
+            written.expect("an image can be written");
+        }
     }
 
     fn header(&self) -> Vec<u8> {

@@ -12,4 +12,6 @@
     reason = "the forge is also built on its own; it stops where a recipe makes no sense"
 )]
 pub(crate) mod image_forge;
+#[expect(unreachable_pub, reason = "shared by tests only")]
+pub(crate) mod needs;
 pub(crate) mod qemu;

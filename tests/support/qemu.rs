@@ -18,6 +18,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::support::needs::not_tested;
+
 /// The name every recipe gives its image, inside its own directory.
 pub(crate) const IMAGE: &str = "image.qcow2";
 
@@ -36,7 +38,6 @@ pub(crate) struct Tools {
 }
 
 /// The tools, or a line that says why there is no oracle. With `QFSCK_REQUIRE_ORACLE=1` their absence is a failure.
-#[expect(clippy::print_stdout, reason = "a test that did nothing says so")]
 pub(crate) fn tools() -> Option<Tools> {
     let required = std::env::var_os("QFSCK_REQUIRE_ORACLE").is_some_and(|value| value == "1");
     for program in [QEMU_IMG, QEMU_IO] {
@@ -45,7 +46,7 @@ pub(crate) fn tools() -> Option<Tools> {
                 !required,
                 "QFSCK_REQUIRE_ORACLE=1, but {program} is not installed"
             );
-            println!("skipped: {program} is not installed");
+            not_tested(&format!("{program} is not installed"));
             return None;
         }
     }

@@ -12,7 +12,7 @@ use crate::exit::Outcome;
 use crate::progress::{Stopped, Watch};
 use crate::session::{Session, filename, sharing};
 use crate::way_back::interrupted;
-use crate::{fix, print, render, say};
+use crate::{finish, fix, is_unread, print, render, say};
 
 /// Checks every image; the gravest outcome is the answer.
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
@@ -43,9 +43,16 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
             return Outcome::Incomplete.max(worst);
         }
         let unchecked = args.images.len() - index - 1;
-        if unchecked > 0 && Watch::is_interrupted() {
+        let why = if Watch::is_interrupted() {
+            "stopped by a signal"
+        } else if is_unread() {
+            "nobody reads the result any more"
+        } else {
+            continue;
+        };
+        if unchecked > 0 {
             say(&format!(
-                "qfsck: stopped by a signal; not checked: {unchecked} more of {} images",
+                "qfsck: {why}; not checked: {unchecked} more of {} images",
                 args.images.len()
             ));
             return Outcome::Incomplete.max(worst);
@@ -68,12 +75,6 @@ fn refuse(args: &CheckArgs) -> Option<Outcome> {
         );
         return Some(Outcome::Usage);
     }
-    if let Some(format) = args.format.as_deref().filter(|&format| format != "qcow2") {
-        say(&format!(
-            "qfsck: format {format:?} has no check here; qfsck checks qcow2 images"
-        ));
-        return Some(Outcome::NotQcow2);
-    }
     if args.images.len() > 1 && args.output == Output::Json {
         say("qfsck: --output json is one document, for one image; use --output jsonl for several");
         return Some(Outcome::Usage);
@@ -82,7 +83,52 @@ fn refuse(args: &CheckArgs) -> Option<Outcome> {
         say("qfsck: --data-file belongs to one image; check the images one by one");
         return Some(Outcome::Usage);
     }
+    if let Some(format) = args.format.as_deref().filter(|&format| format != "qcow2") {
+        return Some(refuse_format(args, format));
+    }
     None
+}
+
+/// What another format comes to: as many documents as images, and one line of talk.
+fn refuse_format(args: &CheckArgs, format: &str) -> Outcome {
+    let message = format!("format {format:?} has no check here");
+    let advice = "qfsck checks qcow2 images";
+    say(&format!("qfsck: {message}; {advice}"));
+    for path in &args.images {
+        let document = ErrorDocument::of(&filename(path), message.clone(), advice);
+        let written = write_refusal(args.output, args.quiet, &document);
+        if let outcome @ Outcome::Incomplete = finish(written) {
+            return outcome;
+        }
+    }
+    Outcome::NotQcow2
+}
+
+/// Says why there is no answer, in a document as well if one was asked for.
+pub(crate) fn refuse_in(
+    output: Output,
+    quiet: bool,
+    path: &Path,
+    (message, advice): (&str, &'static str),
+    outcome: Outcome,
+) -> Outcome {
+    say(&format!("qfsck: {message}"));
+    let document = ErrorDocument::of(&filename(path), message.to_owned(), advice);
+    finish(write_refusal(output, quiet, &document)).max(outcome)
+}
+
+/// Writes why there is no answer, where a document was asked for.
+pub(crate) fn write_refusal(
+    output: Output,
+    quiet: bool,
+    document: &ErrorDocument,
+) -> io::Result<()> {
+    match output {
+        _ if quiet => Ok(()),
+        Output::Human => Ok(()),
+        Output::Json => print(|to| write_pretty(document, to)),
+        Output::Jsonl => print(|to| write_line(document, to)),
+    }
 }
 
 /// A check, and what became of it.
@@ -171,11 +217,9 @@ impl Answer {
                     to,
                 )
             }),
-            (Err(error), Output::Json) => {
-                print(|to| write_pretty(&ErrorDocument::new(&filename, error), to))
-            }
-            (Err(error), Output::Jsonl) => {
-                print(|to| write_line(&ErrorDocument::new(&filename, error), to))
+            (Err(error), Output::Json | Output::Jsonl) => {
+                let document = ErrorDocument::new(&filename, error);
+                write_refusal(args.output, false, &document)
             }
         }
     }

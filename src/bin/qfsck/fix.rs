@@ -25,12 +25,7 @@ pub(crate) fn run(args: &CheckArgs, path: &Path, what: Repair) -> Outcome {
     fix(args, path, what).unwrap_or_else(|error| {
         say(&format!("qfsck: {error}\n  {}", error.advice()));
         let document = ErrorDocument::new(&filename(path), &error);
-        let written = match args.output {
-            _ if args.quiet => Ok(()),
-            Output::Human => Ok(()),
-            Output::Json => print(|to| write_pretty(&document, to)),
-            Output::Jsonl => print(|to| write_line(&document, to)),
-        };
+        let written = check::write_refusal(args.output, args.quiet, &document);
         Outcome::of_error(&error).max(finish(written))
     })
 }
@@ -40,8 +35,13 @@ fn fix(args: &CheckArgs, path: &Path, what: Repair) -> Result<Outcome, Error> {
     let mut file = RepairFile::open(path)?;
     options.is_block_device = file.image().is_block_device();
     if options.is_block_device && args.undo_file.is_none() {
-        say(NEEDS_UNDO_FILE);
-        return Ok(Outcome::Usage);
+        return Ok(check::refuse_in(
+            args.output,
+            args.quiet,
+            path,
+            (NEEDS_UNDO_FILE, "give --undo-file a path on another disk"),
+            Outcome::Usage,
+        ));
     }
     let manners = Manners {
         progress: args.progress,
@@ -94,6 +94,9 @@ fn mend_one(
     }
     if plan.is_empty() || stopped.is_some() {
         return Ok(done);
+    }
+    if let Some(word) = mend::moved_away(file) {
+        return Ok(done.refuse(&word));
     }
     let undo_path = match next_name(path, given) {
         Ok(undo_path) => undo_path,

@@ -23,6 +23,7 @@ use std::io::{self, Write};
 use std::panic;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ));
     }));
     hear_of_size_limits();
+    leave_ignored_signals_ignored();
     let outcome = panic::catch_unwind(|| match cli.command {
         Command::Check(args) => with_threads(args.jobs, || check::run(&args)),
         Command::Repair(args) => with_threads(None, || repair::run(&args)),
@@ -59,6 +61,30 @@ fn hear_of_size_limits() {
     limit.add(Signal::SIGXFSZ);
     // Where it cannot be blocked, the signal still ends the program, as a power cut would.
     let _blocked = limit.thread_block();
+}
+
+/// Who started the program may not want it to end with a terminal (`nohup`), or by a Ctrl-C meant for another job: a
+/// signal that is ignored now stays without effect, whatever handlers come. Called before there is a second thread.
+fn leave_ignored_signals_ignored() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut ignored = SigSet::empty();
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        if is_ignored(&status, signal) {
+            ignored.add(signal);
+        }
+    }
+    let _blocked = ignored.thread_block();
+}
+
+/// Whether the status of a process, as `/proc` has it, says that a signal is ignored.
+fn is_ignored(status: &str, signal: Signal) -> bool {
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let bit = (signal as i32).unsigned_abs().saturating_sub(1);
+    mask.and_then(|mask| mask.checked_shr(bit))
+        .is_some_and(|mask| mask & 1 == 1)
 }
 
 /// A usage error must never read as a finding: clap's own exit code for it is 2, "corrupt".
@@ -112,7 +138,18 @@ fn say(line: &str) {
 fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut stdout = anstream::stdout().lock();
     match write(&mut stdout).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            UNREAD.store(true, Relaxed);
+            Ok(())
+        }
         other => other,
     }
+}
+
+/// Set when the reader of stdout has gone away.
+static UNREAD: AtomicBool = AtomicBool::new(false);
+
+/// Whether nobody reads the result any more: then there is no use in going on to the next image.
+fn is_unread() -> bool {
+    UNREAD.load(Relaxed)
 }

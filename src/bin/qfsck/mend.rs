@@ -48,6 +48,19 @@ pub(crate) fn plan<S: Storage>(
     Ok((planned?, stopped))
 }
 
+/// Why an image is not written to whose name leads elsewhere: its undo file would stand beside another image.
+pub(crate) fn moved_away(file: &RepairFile) -> Option<String> {
+    match file.image().is_at_its_path() {
+        Ok(true) => None,
+        Ok(false) => Some(
+            "another file has the image's name now, or none; the image was not changed".to_owned(),
+        ),
+        Err(error) => Some(format!(
+            "whether the image still has its name is not known: {error}; the image was not changed"
+        )),
+    }
+}
+
 /// An image that is to be changed, and where its undo file goes.
 pub(crate) struct Site<'a> {
     pub(crate) file: &'a mut RepairFile,

@@ -7,6 +7,7 @@ use qfsck::report::{ErrorDocument, GuestDocument, HostDocument, write_line, writ
 use qfsck::{Error, GuestPath, GuestTarget, HostAnswer, Progress, escaped_path};
 
 use crate::args::{Output, OwnerArgs};
+use crate::check::{refuse_in, write_refusal};
 use crate::exit::Outcome;
 use crate::render::{Names, counted};
 use crate::session::{Session, filename, sharing};
@@ -19,8 +20,8 @@ pub(crate) fn run(args: &OwnerArgs) -> Outcome {
         Err(error) => return refuse(args, &error),
     };
     if session.image.geometry().is_none() {
-        say("qfsck: the header has no usable cluster size, so nothing can be located");
-        return Outcome::Incomplete;
+        let why = "the header has no usable cluster size, so nothing can be located";
+        return no_answer(args, why, REPAIR_FIRST, Outcome::Incomplete);
     }
     let outcome = if args.guest {
         guest(args, &session)
@@ -40,25 +41,28 @@ pub(crate) fn run(args: &OwnerArgs) -> Outcome {
 /// Says why there is no answer, in a document if one was asked for.
 fn refuse(args: &OwnerArgs, error: &Error) -> Outcome {
     say(&format!("qfsck: {error}\n  {}", error.advice()));
-    let filename = filename(&args.image);
-    let written = match args.output {
-        Output::Human => Ok(()),
-        Output::Json => print(|to| write_pretty(&ErrorDocument::new(&filename, error), to)),
-        Output::Jsonl => print(|to| write_line(&ErrorDocument::new(&filename, error), to)),
-    };
-    finish(written).max(Outcome::of_error(error))
+    let document = ErrorDocument::new(&filename(&args.image), error);
+    finish(write_refusal(args.output, false, &document)).max(Outcome::of_error(error))
 }
+
+/// Says why a question has no answer, in a document if one was asked for.
+fn no_answer(args: &OwnerArgs, why: &str, advice: &'static str, outcome: Outcome) -> Outcome {
+    refuse_in(args.output, false, &args.image, (why, advice), outcome)
+}
+
+/// What to do about an image that is too damaged for an answer.
+const REPAIR_FIRST: &str = "`qfsck check` says what is wrong with the image";
 
 fn host(args: &OwnerArgs, session: &Session) -> Outcome {
     let offset = HostOffset(args.offset);
     let answer = qfsck::host_owners(&session.image, offset, &Progress::default());
     let Some(answer) = answer else {
-        say(&format!(
-            "qfsck: {} has no cluster at {offset}: the file is {:#x} bytes long",
+        let why = format!(
+            "{} has no cluster at {offset}: the file is {:#x} bytes long",
             escaped_path(&args.image),
             session.image.file_bytes()
-        ));
-        return Outcome::Usage;
+        );
+        return no_answer(args, &why, "give an offset within the file", Outcome::Usage);
     };
     let filename = filename(&args.image);
     let document = || HostDocument::new(&filename, &session.image, &answer);
@@ -103,7 +107,10 @@ fn guest(args: &OwnerArgs, session: &Session) -> Outcome {
     let path = qfsck::guest_path(&session.image, GuestOffset(args.offset));
     let path = match path {
         Ok(Some(path)) => path,
-        Ok(None) => return Outcome::Incomplete,
+        Ok(None) => {
+            let why = "the L1 table cannot be located";
+            return no_answer(args, why, REPAIR_FIRST, Outcome::Incomplete);
+        }
         Err(source) => {
             let error = Error::Read {
                 path: args.image.clone(),

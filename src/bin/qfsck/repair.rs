@@ -23,7 +23,7 @@ use crate::{finish, plan_file, plan_text, print, say};
 
 /// What a block device is told.
 pub(crate) const NEEDS_UNDO_FILE: &str =
-    "qfsck: a block device needs --undo-file, on a disk that survives a power cut";
+    "a block device needs --undo-file, on a disk that survives a power cut";
 
 /// Plans a repair of one image, and applies it if asked to.
 pub(crate) fn run(args: &RepairArgs) -> Outcome {
@@ -150,7 +150,7 @@ impl Job<'_> {
         let given = self.args.undo_file.as_deref();
         let mut file = RepairFile::open(self.image())?;
         if file.image().is_block_device() && given.is_none() {
-            say(NEEDS_UNDO_FILE);
+            say(&format!("qfsck: {NEEDS_UNDO_FILE}"));
             return Ok(Outcome::Usage);
         }
         if let Err(outcome) = self.deal_with_cut_repairs(&mut file) {
@@ -177,6 +177,10 @@ impl Job<'_> {
         }
         if Watch::is_interrupted() {
             return Ok(stopped_before_writing());
+        }
+        if let Some(word) = mend::moved_away(&file) {
+            say(&format!("qfsck: {word}"));
+            return Ok(Outcome::Changed);
         }
         let options = options(file.image());
         let mut site = Site {
@@ -309,11 +313,7 @@ fn put_back(file: &mut RepairFile, image: &Path, given: Option<&Path>) -> Result
     removed.map_err(|error| {
         format!("the image is as it was, but {word} cannot be removed: {error}")
     })?;
-    let sectors: u64 = undo
-        .records
-        .iter()
-        .map(|record| record.original.len().div_ceil(512) as u64)
-        .sum();
+    let sectors = undo.sector_count();
     say(&format!(
         "the repair that was cut short is taken back ({} put back), and made anew",
         counted(sectors, "sector")

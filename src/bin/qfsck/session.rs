@@ -44,6 +44,17 @@ impl Session {
     pub(crate) fn conditions(&self) -> Conditions {
         let file = self.image.storage();
         let mut conditions = Conditions::default();
+        match file.is_at_its_path() {
+            Ok(true) => {}
+            Ok(false) => {
+                conditions.changed = true;
+                let reason = "another file has the image's name now, or none".to_owned();
+                conditions.unreliable.push(reason);
+            }
+            Err(error) => conditions.unreliable.push(format!(
+                "whether the image still has its name is not known: {error}"
+            )),
+        }
         match self.has_changed() {
             Ok(true) => {
                 conditions.changed = true;

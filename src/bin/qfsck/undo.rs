@@ -39,11 +39,7 @@ fn undo(args: &UndoArgs) -> Result<String, String> {
                 escaped(&file.header.path)
             )
         })?;
-    let sectors: u64 = file
-        .records
-        .iter()
-        .map(|record| record.original.len().div_ceil(512) as u64)
-        .sum();
+    let sectors = file.sector_count();
     if args.dry_run {
         return Ok(format!(
             "{} of {} would be put back; the repair {}",

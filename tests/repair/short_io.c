@@ -1,0 +1,67 @@
+/*
+ * Between a program and its C library: one read or write does less than it was asked to, and is not wrong to do so.
+ *
+ * SHORT_CALL (pread64 or pwrite64), SHORT_AT (the how-manieth such call), SHORT_BYTES (how many bytes it does; from the
+ * end, if negative), SHORT_THEN (the errno of the call after it; 0: none). What happened goes to the file SHORT_SAID.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+typedef ssize_t (*call_t)(int, void *, size_t, off64_t);
+
+static long number(const char *name)
+{
+    const char *text = getenv(name);
+    return text ? strtol(text, NULL, 10) : 0;
+}
+
+static void say(void)
+{
+    const char *path = getenv("SHORT_SAID");
+    int fd = path ? open(path, O_WRONLY | O_CREAT | O_APPEND, 0600) : -1;
+    if (fd >= 0) {
+        if (write(fd, "x", 1) != 1)
+            abort();
+        close(fd);
+    }
+}
+
+static ssize_t shortened(const char *name, int fd, void *bytes, size_t count, off64_t offset)
+{
+    static int calls;
+    const char *wanted = getenv("SHORT_CALL");
+    call_t real = (call_t)dlsym(RTLD_NEXT, name);
+    if (wanted && strcmp(wanted, name) == 0) {
+        int call = __sync_add_and_fetch(&calls, 1);
+        long at = number("SHORT_AT"), most = number("SHORT_BYTES"), then = number("SHORT_THEN");
+        if (call == at) {
+            if (most < 0)
+                most += (long)count;
+            if (most > 0 && (size_t)most < count) {
+                count = (size_t)most;
+                say();
+            }
+        } else if (call == at + 1 && then != 0) {
+            say();
+            errno = (int)then;
+            return -1;
+        }
+    }
+    return real(fd, bytes, count, offset);
+}
+
+ssize_t pread64(int fd, void *bytes, size_t count, off64_t offset)
+{
+    return shortened("pread64", fd, bytes, count, offset);
+}
+
+ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t offset)
+{
+    return shortened("pwrite64", fd, (void *)bytes, count, offset);
+}
