@@ -13,6 +13,7 @@
 //! | `crash` | no power cut makes an image worse, and undo comes back from every state |
 //! | `oracle` | agreement with `qemu-img check` to the digit, over images made by the real tools |
 //! | `cli` | exit codes, JSON, locks, signals, hostile names, files that are no images |
+//! | `big_images` | the images of the benchmark are valid, or damaged exactly as their names say |
 //! | `tidy` | the rules of the house |
 
 #![expect(
@@ -21,6 +22,7 @@
     reason = "a test stops where it fails, and says what it did"
 )]
 
+mod big_images;
 mod cli;
 mod compatibility;
 mod corpus;

@@ -381,7 +381,9 @@ fn no_text_names_a_place_on_the_machine_it_was_written_on() {
         .collect();
     let here = slashed(root());
     homes.extend((here.len() > 4).then(|| format!("{here}/")));
-    let rooms = ["src", "tests", "docs", "corpus", ".ci"];
+    let rooms = [
+        "src", "tests", "benches", "examples", "docs", "corpus", ".ci",
+    ];
     let top = [
         "README.md",
         "CHANGELOG.md",

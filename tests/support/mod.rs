@@ -1,5 +1,12 @@
-//! What the tests share: the image forge, and the real tools.
+//! What the tests share: the image forge, big images, and the real tools.
 
+#[expect(
+    unreachable_pub,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "big images are also built by the benchmark; they stop where a shape makes no sense"
+)]
+pub(crate) mod big_images;
 #[expect(
     unreachable_pub,
     clippy::allow_attributes,
