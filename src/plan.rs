@@ -45,8 +45,9 @@ use crate::qcow2::{ClusterRange, HostCluster};
 use crate::storage::Storage;
 
 use changes::Changes;
-use draft::Draft;
+use draft::{Draft, Outcome};
 use notes::DraftNotes;
+use rehearsal::Culprit;
 
 pub use changes::Withheld;
 
@@ -272,29 +273,50 @@ impl Mode {
 }
 
 /// Plans a repair and rehearses it.
+///
+/// Where the image would be worse afterwards in any way, the pass that makes it so is left out, and the plan made anew.
+/// Only where no such plan is better than nothing, nothing is planned.
 pub fn plan<S: Storage>(
     image: &Image<S>,
     wishes: &RepairOptions,
     options: Options,
     progress: &Progress,
 ) -> Result<Plan, Error> {
+    let mut left_out = Vec::new();
+    loop {
+        match attempt(image, wishes, &left_out, options, progress)? {
+            Outcome::Plan(plan) => return Ok(*plan),
+            Outcome::Worse(culprit) => left_out.push(culprit),
+        }
+    }
+}
+
+/// Plans a repair without some passes. Each attempt that fails leaves one more kind of them out, so there are few.
+fn attempt<S: Storage>(
+    image: &Image<S>,
+    wishes: &RepairOptions,
+    left_out: &[Culprit],
+    options: Options,
+    progress: &Progress,
+) -> Result<Outcome, Error> {
+    let nothing = |image, check, withheld| Ok(Outcome::plan(nothing(image, check, withheld)));
     let original = image;
     let mut draft = Draft::new(original);
     let mut before = None;
-    let mut passes = wishes.mode.passes().iter().copied().peekable();
+    let passes = wishes.mode.passes().iter().copied();
+    let is_left_out = |pass: Pass| left_out.iter().any(|culprit| culprit.pass == pass);
+    let mut passes = passes.filter(|&pass| !is_left_out(pass)).peekable();
     while passes.peek().is_some() {
         let image = Image::open(draft.overlay(), original.path())?;
         let Ok(examination) = examine(&image, options, progress) else {
-            return Ok(nothing_to_locate(original, options, progress));
+            return Ok(Outcome::plan(nothing_to_locate(
+                original, options, progress,
+            )));
         };
-        let coverage = &examination.notes.coverage;
-        let is_first = before.is_none();
-        let unreadable = is_first && coverage.unreadable_count() > 0;
-        if coverage.is_stopped() || unreadable {
+        if let Some(reason) = unread(&examination, before.is_none()) {
             let check = before.unwrap_or_else(|| examination.to_check());
-            let reason = if unreadable { UNREADABLE } else { STOPPED };
             let withheld = evidence::all(&check, reason);
-            return Ok(nothing(original, check, withheld));
+            return nothing(original, check, withheld);
         }
         draft.refuse_failed_reads()?;
         let before = before.get_or_insert_with(|| {
@@ -302,7 +324,7 @@ pub fn plan<S: Storage>(
             examination.to_check()
         });
         if let Some(withheld) = evidence::forbidden(&examination) {
-            return Ok(nothing(original, before.clone(), vec![withheld]));
+            return nothing(original, before.clone(), vec![withheld]);
         }
         let may_guard = !examination.has_conflict(HostCluster(0));
         let mut done = None;
@@ -311,7 +333,7 @@ pub fn plan<S: Storage>(
             let changes = run(pass, &examination, wishes, draft.notes());
             if progress.is_stopped() {
                 let withheld = evidence::all(before, STOPPED);
-                return Ok(nothing(original, before.clone(), withheld));
+                return nothing(original, before.clone(), withheld);
             }
             draft.refuse_failed_reads()?;
             let mut changes = changes.map_err(|source| read_error(original.path(), source))?;
@@ -320,20 +342,23 @@ pub fn plan<S: Storage>(
             let stages = stages.map_err(|source| read_error(original.path(), source))?;
             withheld.push((pass, std::mem::take(&mut changes.withheld)));
             if !stages.is_empty() {
-                done = Some((stages, changes));
+                done = Some((pass, stages, changes));
                 break;
             }
         }
+        let counts = rehearsal::counts(&examination.notes.findings);
+        drop(examination);
         drop(image);
         for (pass, reasons) in withheld {
             draft.withhold(pass, reasons);
         }
-        if let Some((stages, changes)) = done {
+        if let Some((pass, stages, changes)) = done {
+            draft.begin(pass, counts, &stages);
             draft.push(stages, &changes, wishes);
         }
     }
     let before = before.unwrap_or_else(|| check(image, options, progress));
-    draft.finish(before, wishes, options, progress)
+    draft.finish(before, wishes, left_out, options, progress)
 }
 
 /// Why nothing is planned where something cannot be read.
@@ -342,6 +367,15 @@ const UNREADABLE: &str = "some of the image cannot be read, so nothing is writte
 
 /// Why nothing is planned by somebody who was stopped.
 const STOPPED: &str = "the planning was stopped, so nothing is done";
+
+/// Why nothing can be planned, where not everything was looked at.
+fn unread<S: Storage>(examination: &Examination<'_, S>, is_first: bool) -> Option<&'static str> {
+    let coverage = &examination.notes.coverage;
+    if is_first && coverage.unreadable_count() > 0 {
+        return Some(UNREADABLE);
+    }
+    coverage.is_stopped().then_some(STOPPED)
+}
 
 /// What a pass makes of an examination.
 fn run<S: Storage>(

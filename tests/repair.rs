@@ -6,14 +6,17 @@
 //! | `snapshots` | no snapshot that could be read is lost with what was wrong in their table |
 //! | `guest` | the reader that says what a guest sees |
 //! | `overlaps` | clusters used twice get one owner each, or are left with a reason |
+//! | `compressed` | compressed data leaves structures, and tables that serve two ranges |
 //! | `content` | what was well defined before a repair is the same afterwards, in the active disk and every snapshot |
 //! | `attack` | damages that once made a repair lose what could have been saved |
+//! | `better` | a plan is refused for nothing that is harmless, and left whole for nothing that is not |
 //! | `binary` | the real binary, with its system calls in somebody else's hands |
 //! | `killed` | the program may end at any write or sync, of a repair and of an undo |
 //! | `faults` | disks that fail, are full or read-only: clear words, and a way back |
 //! | `short_io` | reads and writes that do less than they were asked to |
 //! | `power` | power cuts on real file systems |
 //! | `reads` | a read that fails, or a stop, makes no plan smaller: it is whole, or there is none |
+//! | `real` | bitmaps and snapshots of the real tools, read by the real tools afterwards |
 //! | `given_back` | what is freed, and what of it the file system gets back |
 //! | `headline` | ten ways to lose data with `qemu-img check -r`, and that nothing of it is lost here |
 //! | `used` | an image somebody wrote to after a cut repair is not put back |
@@ -24,8 +27,10 @@
 //! Never here: what one kind of repair does in particular; that is the business of the modules.
 
 mod attack;
+mod better;
 mod binary;
 mod bitmaps;
+mod compressed;
 mod content;
 mod entries;
 mod faults;
@@ -36,6 +41,7 @@ mod killed;
 mod overlaps;
 mod power;
 mod reads;
+mod real;
 pub(crate) mod refcounts;
 mod short_io;
 mod snapshots;

@@ -3,22 +3,37 @@
 //! Comes in: an image, then the changes of one pass after another. Goes out: the finished [`Plan`], rehearsed. Never here:
 //! deciding on a change, but for the guard before the first and the state bits after the last.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
 use super::changes::{Changes, Withheld};
 use super::notes::DraftNotes;
-use super::rehearsal::{is_better, is_consistent};
+use super::rehearsal::{Culprit, Step, counts, is_better, is_consistent};
 use super::{
     Pass, Plan, RepairOptions, Stage, StageKind, evidence, read_error, sectors, state_bits,
 };
 use crate::check::{Check, Options, check};
 use crate::error::Error;
+use crate::finding::Code;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::qcow2::{ClusterRange, HostCluster};
 use crate::storage::{Overlay, Storage};
+
+/// What comes of an attempt at a plan.
+pub(super) enum Outcome {
+    /// A plan that makes the image better, or an empty one.
+    Plan(Box<Plan>),
+    /// The image would be worse, and a plan without one of its passes may not make it so.
+    Worse(Culprit),
+}
+
+impl Outcome {
+    pub(super) fn plan(plan: Plan) -> Self {
+        Self::Plan(Box::new(plan))
+    }
+}
 
 /// The image as it would be so far, and how to get there.
 pub(super) struct Draft<'a, S> {
@@ -27,6 +42,7 @@ pub(super) struct Draft<'a, S> {
     stages: Vec<Stage>,
     withheld: Vec<(Pass, Withheld)>,
     notes: DraftNotes,
+    steps: Vec<Step>,
     freed: BTreeSet<HostCluster>,
     length_bytes: u64,
 }
@@ -40,6 +56,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             stages: Vec::new(),
             withheld: Vec::new(),
             notes: DraftNotes::new(),
+            steps: Vec::new(),
             freed: BTreeSet::new(),
             length_bytes: image.file_bytes(),
         }
@@ -94,6 +111,16 @@ impl<'a, S: Storage> Draft<'a, S> {
             .any(|stage| stage.kind == StageKind::Guard)
     }
 
+    /// Remembers which pass comes now, and what was wrong before it.
+    pub(super) fn begin(&mut self, pass: Pass, before: BTreeMap<Code, u64>, stages: &[Stage]) {
+        let answers = stages.iter().flat_map(|stage| stage.changes.keys());
+        self.steps.push(Step {
+            pass,
+            before,
+            answers: answers.copied().collect(),
+        });
+    }
+
     /// Adds what a pass wants.
     pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
         let mut answered = stages.iter().flat_map(|stage| stage.changes.keys());
@@ -146,14 +173,28 @@ impl<'a, S: Storage> Draft<'a, S> {
         ranges
     }
 
-    /// The plan: with final dirty and corrupt bits, rehearsed, or empty where the image would not be better.
+    /// Whether a count that is too low is raised in place, or a flag cleared that lets writes through to another owner. An
+    /// overlap stays one by that, and is found as often as before; but neither owner frees or overwrites what is the
+    /// other's.
+    fn protects(&self) -> bool {
+        let answers = |stage: &Stage| match stage.kind {
+            StageKind::RaiseRefcounts => stage.changes.contains_key(&Code::RefcountTooLow),
+            StageKind::ClearCopied => stage.changes.contains_key(&Code::CopiedFlagStale),
+            _ => false,
+        };
+        self.stages.iter().any(answers)
+    }
+
+    /// The plan: with final dirty and corrupt bits, rehearsed, or empty where the image would not be better; or the pass to
+    /// leave out.
     pub(super) fn finish(
         mut self,
         before: Check,
         wishes: &RepairOptions,
+        left_out: &[Culprit],
         options: Options,
         progress: &Progress,
-    ) -> Result<Plan, Error> {
+    ) -> Result<Outcome, Error> {
         let mut after = self.rehearse(options, progress)?;
         // Leaks alone are lowered, or not, without a word about the state of the rest.
         if let Some(features) = state_bits::final_features(
@@ -178,16 +219,20 @@ impl<'a, S: Storage> Draft<'a, S> {
         let withheld = std::mem::take(&mut self.withheld).into_iter();
         let mut withheld: Vec<Withheld> = withheld.map(|(_, reason)| reason).collect();
         if !self.stages.is_empty()
-            && let Err(reason) = is_better(&before, &after)
+            && let Err(refusal) = is_better(&before, &after, self.protects())
         {
-            withheld.push(reason);
+            if let Some(culprit) = refusal.culprit(&self.steps, &counts(&after.findings)) {
+                return Ok(Outcome::Worse(culprit));
+            }
+            withheld.push(refusal.withheld);
+
             self.stages = Vec::new();
             self.freed = BTreeSet::new();
-            after.clone_from(&before);
         }
+        withheld.extend(left_out.iter().flat_map(|culprit| culprit.withheld(&after)));
         evidence::say_what_is_left(&after, &mut withheld);
         let end = self.stages.iter().map(Stage::end).max().unwrap_or(0);
-        Ok(Plan {
+        Ok(Outcome::plan(Plan {
             freed: self.given_back(before.header.cluster_bits),
             stages: self.stages,
             withheld,
@@ -195,7 +240,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             after,
             length_bytes: self.length_bytes,
             length_bytes_after: self.length_bytes.max(end),
-        })
+        }))
     }
 
     /// Checks the image as it would be.

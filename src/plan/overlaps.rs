@@ -10,6 +10,7 @@
 //! `contested` knows. An entry is only switched in a table that nobody else uses, so one kind may clear the way for
 //! another: the pass runs more than once.
 
+mod compressed;
 mod contested;
 mod guest_data;
 mod l1_tables;
@@ -221,9 +222,19 @@ impl<'a> Work<'a> {
     /// A copy of a cluster of guest data.
     fn copy(&mut self, from: HostCluster, count: u64, because: Code) -> Result<HostOffset, String> {
         let to = self.take(1, count)?;
+        self.copy_to(from, to, because);
+        Ok(self.geometry.offset_of(to))
+    }
+
+    fn copy_to(&mut self, from: HostCluster, to: HostCluster, because: Code) {
         self.copies_left = self.copies_left.saturating_sub(1);
         self.changes.copies.push(FreshCopy { from, to, because });
-        Ok(self.geometry.offset_of(to))
+    }
+
+    /// Neighbouring clusters that nothing uses, each with its own count.
+    fn take_counted(&mut self, counts: &[u64]) -> Result<HostCluster, String> {
+        let room = self.space.take_counted(counts);
+        room.ok_or_else(|| self.no_room.clone())
     }
 
     /// A cluster, or neighbouring ones, with a table in them.

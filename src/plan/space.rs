@@ -83,6 +83,21 @@ impl<'a> Space<'a> {
 
     /// The first of `clusters` neighbouring clusters that each get a refcount of `count`; `None` where there is no room.
     pub(super) fn take(&mut self, clusters: u64, count: u64) -> Option<HostCluster> {
+        let first = self.next_run(clusters)?;
+        let range = (first.0..first.0 + clusters).map(HostCluster);
+        self.taken.extend(range.map(|cluster| (cluster, count)));
+        Some(first)
+    }
+
+    /// The first of as many neighbouring clusters as there are counts, one for each.
+    pub(super) fn take_counted(&mut self, counts: &[u64]) -> Option<HostCluster> {
+        let first = self.next_run(counts.len() as u64)?;
+        let range = (first.0..).map(HostCluster);
+        self.taken.extend(range.zip(counts.iter().copied()));
+        Some(first)
+    }
+
+    fn next_run(&mut self, clusters: u64) -> Option<HostCluster> {
         let mut first = self.candidates.next()?;
         let mut end = first.0 + 1;
         while end - first.0 < clusters {
@@ -92,8 +107,6 @@ impl<'a> Space<'a> {
             }
             end = next.0 + 1;
         }
-        let range = (first.0..end).map(HostCluster);
-        self.taken.extend(range.map(|cluster| (cluster, count)));
         Some(first)
     }
 

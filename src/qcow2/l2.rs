@@ -117,6 +117,13 @@ impl L2Entry {
         Self(kept | offset.0 & OFFSET | u64::from(copied) << 63)
     }
 
+    /// The same compressed descriptor with its data at another place, if the field is wide enough for it.
+    pub fn compressed_moved_to(self, offset: HostOffset, geometry: Geometry) -> Option<Self> {
+        let field = bits(0, 62 - (geometry.cluster_bits() - 8) - 1);
+        let fits = offset.0 & !field == 0;
+        fits.then_some(Self(self.0 & !field | offset.0))
+    }
+
     fn compressed_extent(self, cluster_bits: u32) -> CompressedExtent {
         let sector_shift = 62 - (cluster_bits - 8);
         let descriptor = self.0 & bits(0, 61);
@@ -202,6 +209,11 @@ mod tests {
             assert_eq!(extent.sectors, 2);
             assert_eq!(extent.bytes(), 1024 - 0x34);
             assert_eq!(extent.last_sector_offset(), HostOffset(0x1400));
+            let entry = L2Entry(word);
+            let moved = entry.compressed_moved_to(HostOffset(0x5034), geometry(cluster_bits));
+            assert_eq!(moved, Some(L2Entry(word - 0x1234 + 0x5034)));
+            let far = HostOffset(1 << shift);
+            assert_eq!(entry.compressed_moved_to(far, geometry(cluster_bits)), None);
         }
     }
 

@@ -13,15 +13,16 @@ use super::has_qemu_img;
 const MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const CLUSTER: u64 = 65_536;
 const THEIRS: &str = "theirs.qcow2";
+const COPY: &str = "first.qcow2";
 
 /// A real image, to be damaged.
-struct Patient {
-    bytes: Vec<u8>,
+pub(super) struct Patient {
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Patient {
     /// 2 GiB, two L2 tables, a snapshot that differs in two clusters, and whatever `more` does.
-    fn new(more: &[&[&str]]) -> Option<Self> {
+    pub(super) fn new(more: &[&[&str]]) -> Option<Self> {
         if !has_qemu_img() {
             return None;
         }
@@ -57,20 +58,20 @@ impl Patient {
             .expect("in the file")
     }
 
-    fn u64_at(&self, offset: u64) -> u64 {
+    pub(super) fn u64_at(&self, offset: u64) -> u64 {
         let bytes = self.part(offset, 8);
         bytes
             .iter()
             .fold(0, |sum, &byte| sum << 8 | u64::from(byte))
     }
 
-    fn put(&mut self, offset: u64, bytes: &[u8]) {
+    pub(super) fn put(&mut self, offset: u64, bytes: &[u8]) {
         let start = usize::try_from(offset).expect("a small image");
         let place = self.bytes.get_mut(start..start + bytes.len());
         place.expect("in the file").copy_from_slice(bytes);
     }
 
-    fn put_u64(&mut self, offset: u64, value: u64) {
+    pub(super) fn put_u64(&mut self, offset: u64, value: u64) {
         self.put(offset, &value.to_be_bytes());
     }
 
@@ -97,7 +98,7 @@ impl Patient {
     }
 
     /// Where the bitmap directory is.
-    fn bitmap_directory(&self) -> u64 {
+    pub(super) fn bitmap_directory(&self) -> u64 {
         let mut at = u64::from(u32::try_from(self.u64_at(96) & 0xffff_ffff).expect("32 bits"));
         loop {
             let head = self.u64_at(at);
@@ -149,6 +150,11 @@ fn contest(name: &str, patient: &Patient, mode: &str) -> Contest {
     let losses = before.losses(&Guest::of(&ours.bytes));
     assert!(losses.is_empty(), "{name}: {losses:?}");
     let verdict = bench.qfsck(&["check", IMAGE]).exit;
+    // H4 damages what was written before the repair.
+    if verdict == Some(0) && name != "H4" {
+        reads_as_written(name, &bench);
+        assert_eq!(their_verdict(&bench), Some(0), "{name}");
+    }
     if ours.bytes != patient.bytes {
         let undone = bench.qfsck(&["undo", "image.qcow2.qfsck-undo"]);
         assert_eq!(undone.exit, Some(0), "{name}: {undone:?}");
@@ -163,6 +169,41 @@ fn contest(name: &str, patient: &Patient, mode: &str) -> Contest {
         verdict,
         theirs,
         their_bytes,
+    }
+}
+
+/// Exit code of the other tool's check.
+pub(super) fn their_verdict(bench: &Bench) -> Option<i32> {
+    let mut command = Command::new("qemu-img");
+    command.args(["check", "-q", "-f", "qcow2", IMAGE]);
+    bench.run(command).exit
+}
+
+/// The other tool's own reader finds what was written, in the active disk and in the first snapshot.
+pub(super) fn reads_as_written(name: &str, bench: &Bench) {
+    let run = |words: &[&str]| {
+        let (program, arguments) = words.split_first().expect("a command");
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let ended = bench.run(command);
+        assert_eq!(ended.exit, Some(0), "{name}: {words:?}: {ended:?}");
+        assert!(!ended.says("erification failed"), "{name}: {ended:?}");
+    };
+    let of_snapshot = ["-l", "snapshot.name=first", "-O", "qcow2", IMAGE, COPY];
+    let convert = ["qemu-img", "convert", "-f", "qcow2"];
+    run(&[&convert[..], &of_snapshot[..]].concat());
+    for (image, newest) in [
+        (IMAGE, "read -P 0x22 0 128k"),
+        (COPY, "read -P 0x11 0 128k"),
+    ] {
+        let rest = [
+            "read -P 0x11 128k 896k",
+            "read -P 0 1M 1M",
+            "read -P 0x33 1G 256k",
+        ];
+        for read in [newest].into_iter().chain(rest) {
+            run(&["qemu-io", "-r", "-f", "qcow2", "-c", read, image]);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::MAX_REFERENCES;
 use crate::check::Examination;
 use crate::coverage::Gap;
 use crate::finding::{Code, OwnerKind};
-use crate::qcow2::{Geometry, HostCluster, L2Entry, Place, u64_at};
+use crate::qcow2::{ClusterRange, Geometry, HostCluster, HostOffset, L2Entry, Place, u64_at};
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
@@ -32,8 +32,8 @@ pub(super) struct Case {
     pub(super) code: Code,
     /// Structures of the format.
     pub(super) structures: Vec<Structure>,
-    /// References from compressed descriptors.
-    pub(super) compressed_count: u64,
+    /// Compressed descriptors, by guest cluster.
+    pub(super) packed: Vec<Packed>,
     /// Standard descriptors, by guest cluster.
     pub(super) guests: Vec<Guest>,
 }
@@ -62,6 +62,16 @@ pub(super) struct Guest {
     pub(super) is_active: bool,
     /// The table serves other guest ranges too.
     pub(super) is_ambiguous: bool,
+}
+
+/// An L2 entry that names compressed data which lies in a cluster, if only in part.
+#[derive(Clone, Copy)]
+pub(super) struct Packed {
+    pub(super) guest: Guest,
+    /// All clusters it lies in.
+    pub(super) clusters: ClusterRange,
+    /// Where it begins.
+    pub(super) offset: HostOffset,
 }
 
 impl Contested {
@@ -94,15 +104,17 @@ impl Contested {
                     case.guests.push(guest);
                 }
             }
-            for (cluster, weight) in compressed {
+            for (cluster, packed) in compressed {
                 if let Some(case) = contested.cases.get_mut(&cluster) {
-                    case.compressed_count = case.compressed_count.saturating_add(weight);
+                    case.packed.push(packed);
                 }
             }
         }
         for case in contested.cases.values_mut() {
             case.guests
                 .sort_by_key(|guest| (guest.index, guest.entry_offset));
+            case.packed
+                .sort_by_key(|packed| (packed.guest.index, packed.guest.entry_offset));
         }
         Some(contested)
     }
@@ -128,7 +140,7 @@ impl Contested {
             let case = Case {
                 code,
                 structures: Vec::new(),
-                compressed_count: 0,
+                packed: Vec::new(),
                 guests: Vec::new(),
             };
             contested.cases.insert(difference.cluster, case);
@@ -181,7 +193,7 @@ struct Visitor<'a> {
     rules: &'a Rules,
     contested: &'a Contested,
     guests: Vec<(HostCluster, Guest)>,
-    compressed: Vec<(HostCluster, u64)>,
+    compressed: Vec<(HostCluster, Packed)>,
     has_missed: bool,
 }
 
@@ -198,13 +210,24 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
             }
             Target::Compressed {
                 clusters: Ok(clusters),
-                ..
+                extent,
             } => {
                 let cases = clusters
                     .clusters()
                     .filter(|cluster| self.contested.is_case(*cluster));
-                self.compressed
-                    .extend(cases.map(|cluster| (cluster, item.weight())));
+                let packed = |cluster| {
+                    let guest = guest(rules.geometry, item, bytes, &mapped);
+                    let offset = extent.offset;
+                    (
+                        cluster,
+                        Packed {
+                            guest,
+                            clusters,
+                            offset,
+                        },
+                    )
+                };
+                self.compressed.extend(cases.map(packed));
             }
             Target::Standard { .. } | Target::Compressed { .. } | Target::External { .. } => {}
         });

@@ -1,10 +1,12 @@
 //! Guest data that shares its cluster: all users but one get a copy of their own.
 //!
 //! Comes in: contested clusters and their users. Goes out: copies, and L2 entries switched to them. Never here: a change
-//! to an L2 table that somebody else uses too; a move of a structure or of compressed data.
+//! to an L2 table that somebody else uses too; a move of a structure.
 //!
 //! Entries of different L2 tables that map the same guest cluster share it rightfully, a snapshot's with the active
 //! mapping's: they move together, to one copy, or stay together.
+//!
+//! Compressed data moves only out of a structure (`compressed`).
 //!
 //! Who keeps the cluster: a structure of the format; else compressed data; else the guest cluster that cannot move, or
 //! the first. Every choice leaves the same bytes everywhere and costs the same copies.
@@ -13,7 +15,7 @@ use std::collections::BTreeSet;
 use std::slice::ChunkBy;
 
 use super::contested::{Case, Contested, Guest, Structure};
-use super::{Reason, TOO_MANY, Work};
+use super::{Reason, TOO_MANY, Work, compressed};
 use crate::check::Examination;
 use crate::finding::{Code, OwnerKind};
 use crate::qcow2::HostCluster;
@@ -30,16 +32,22 @@ pub(super) fn separate<S: Storage>(
     work: &mut Work<'_>,
 ) -> Result<(), String> {
     let refcount_max = examination.walk.geometry.refcount_max();
+    let mut moved_entries = BTreeSet::new();
     let rest = contested.cases.iter();
     for (&cluster, case) in rest.filter(|(cluster, _)| !separated.contains(cluster)) {
         let moved = who_moves(contested, cluster, case, refcount_max).and_then(|groups| {
-            let may_copy = work.may_copy(groups.len() as u64);
-            may_copy.map(|()| groups).map_err(Reason::from)
+            let packed = compressed::who_moves(examination, contested, case)?;
+            let copies = compressed::copies_of(&packed).saturating_add(groups.len() as u64);
+            work.may_copy(copies)?;
+            Ok((groups, packed))
         });
         match moved {
-            Ok(groups) => {
+            Ok((groups, packed)) => {
                 for group in groups {
                     move_group(cluster, group, case.code, work)?;
+                }
+                for group in packed {
+                    compressed::move_group(group, case.code, &mut moved_entries, work)?;
                 }
             }
             Err(reason) => work.withhold(case.code, 1, reason),
@@ -66,27 +74,16 @@ fn who_moves<'a>(
     let movable = |group: &Group<'a>| may_move(contested, group, refcount_max);
     let mut groups: Vec<Group<'a>> = groups(case).collect();
     match case.structures.as_slice() {
-        [] if case.compressed_count == 0 => {
+        [] if case.packed.is_empty() => {
             let stuck = groups.iter().position(|group| movable(group).is_err());
             if !groups.is_empty() {
                 groups.remove(stuck.unwrap_or(0));
             }
         }
-        [structure] if case.compressed_count > 0 => {
-            let kind = structure.kind.name();
-            return Err(Reason {
-                kind: format!("compressed, {kind}"),
-                text: format!(
-                    "compressed data lies over the {kind} (first in cluster {}), so one of them is overwritten: if the \
-                     tables still read well it is the data, whose guest range has to be restored from elsewhere",
-                    cluster.0
-                ),
-            });
-        }
         [one, other, ..] => return Err(two_structures(cluster, one, other)),
         [] | [_] => {}
     }
-    if groups.is_empty() {
+    if groups.is_empty() && case.packed.is_empty() {
         return Err("who uses the cluster could not be found out".into());
     }
     groups.iter().try_for_each(movable)?;
@@ -125,6 +122,18 @@ fn described(structure: &Structure) -> String {
 
 /// Why a group must stay where it is, if it must.
 fn may_move(contested: &Contested, group: Group<'_>, refcount_max: u64) -> Result<(), Reason> {
+    may_switch(contested, group.iter())?;
+    if weight(group) > refcount_max {
+        return Err("refcounts are too narrow for all who would share the copy".into());
+    }
+    Ok(())
+}
+
+/// Why some of these entries cannot be changed, if they cannot.
+pub(super) fn may_switch<'a>(
+    contested: &Contested,
+    mut guests: impl Iterator<Item = &'a Guest> + Clone,
+) -> Result<(), Reason> {
     let stuck = |guest: &Guest, why: &str| Reason {
         kind: why.to_owned(),
         text: format!(
@@ -132,14 +141,12 @@ fn may_move(contested: &Contested, group: Group<'_>, refcount_max: u64) -> Resul
             guest.table.0
         ),
     };
-    if let Some(guest) = group.iter().find(|guest| contested.contains(guest.table)) {
+    let mut all = guests.clone();
+    if let Some(guest) = all.find(|guest| contested.contains(guest.table)) {
         return Err(stuck(guest, "shares its own cluster with something else"));
     }
-    if let Some(guest) = group.iter().find(|guest| guest.is_ambiguous) {
+    if let Some(guest) = guests.find(|guest| guest.is_ambiguous) {
         return Err(stuck(guest, "serves two guest ranges"));
-    }
-    if weight(group) > refcount_max {
-        return Err("refcounts are too narrow for all who would share the copy".into());
     }
     Ok(())
 }

@@ -90,7 +90,7 @@ fn is_only_shared(contested: &Contested, user: &User) -> bool {
 /// Whether only L1 tables use a cluster.
 fn is_alone(contested: &Contested, cluster: HostCluster) -> bool {
     let case = contested.cases.get(&cluster);
-    case.is_some_and(|case| case.guests.is_empty() && case.compressed_count == 0)
+    case.is_some_and(|case| case.guests.is_empty() && case.packed.is_empty())
 }
 
 fn entries<S: Storage>(examination: &Examination<'_, S>, tree: Tree) -> u64 {

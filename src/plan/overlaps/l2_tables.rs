@@ -2,13 +2,14 @@
 //! further range gets a clone, with copies of all its data.
 //!
 //! Comes in: an examination. Goes out: clones, copies, and L1 entries switched to the clones. Never here: a clone that
-//! shares anything with its original, so no count of what is there has to be raised.
+//! shares anything with its original, so no count of what is there has to be raised: compressed data of two guest clusters
+//! at one place would be an overlap again, so it is copied too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::contested::Contested;
-use super::{MAX_REFERENCES, TOO_MANY, Work};
+use super::{MAX_REFERENCES, TOO_MANY, Work, compressed};
 use crate::check::Examination;
 use crate::finding::{Code, OwnerKind, Severity};
 use crate::qcow2::{
@@ -39,6 +40,27 @@ struct Mapping {
     within: usize,
     entry: L2Entry,
     cluster: HostCluster,
+}
+
+/// A compressed entry of a table, and the clusters its data lies in.
+struct PackedMapping {
+    within: usize,
+    entry: L2Entry,
+    offset: HostOffset,
+    clusters: ClusterRange,
+}
+
+/// What a table maps.
+#[derive(Default)]
+struct Mappings {
+    standard: Vec<Mapping>,
+    packed: Vec<PackedMapping>,
+}
+
+impl Mappings {
+    fn extents(&self) -> Vec<ClusterRange> {
+        self.packed.iter().map(|packed| packed.clusters).collect()
+    }
 }
 
 /// Clones tables that serve two ranges. The inner error says why nothing at all can be done.
@@ -95,30 +117,40 @@ fn read<S: Storage>(examination: &Examination<'_, S>, table: HostCluster) -> io:
     Ok(bytes)
 }
 
-/// The standard entries of a table, or why it cannot be cloned.
+/// The entries of a table, or why it cannot be cloned.
 fn mappings<S: Storage>(
     examination: &Examination<'_, S>,
     item: &L2Item,
     bytes: &[u8],
-) -> Result<Vec<Mapping>, &'static str> {
+) -> Result<Mappings, &'static str> {
     let rules = Rules::new(examination.walk);
     let mut notes = Notes::default();
-    let mut mappings = Vec::new();
-    let mut only_standard = true;
+    let mut mappings = Mappings::default();
+    let mut is_external = false;
     rules.walk_table(item, bytes, Some(&mut notes), |mapped| {
         let within = mapped.index * rules.geometry.l2_entry_bytes();
         let within = usize::try_from(within).unwrap_or(usize::MAX);
+        let entry = L2Entry(u64_at(bytes, within).unwrap_or(0));
         match mapped.target {
             Target::Standard {
                 cluster: Ok(cluster),
                 ..
-            } => mappings.push(Mapping {
+            } => mappings.standard.push(Mapping {
                 within,
-                entry: L2Entry(u64_at(bytes, within).unwrap_or(0)),
+                entry,
                 cluster,
             }),
-            Target::Standard { .. } => {}
-            Target::Compressed { .. } | Target::External { .. } => only_standard = false,
+            Target::Compressed {
+                extent,
+                clusters: Ok(clusters),
+            } => mappings.packed.push(PackedMapping {
+                within,
+                entry,
+                offset: extent.offset,
+                clusters,
+            }),
+            Target::Standard { .. } | Target::Compressed { .. } => {}
+            Target::External { .. } => is_external = true,
         }
     });
     // A flag in a table no active entry names is not taken over.
@@ -128,10 +160,9 @@ fn mappings<S: Storage>(
             "entries of the table are damaged, and a clone of it would have the same damage",
         );
     }
-    if !only_standard {
+    if is_external {
         return Err(
-            "the table maps compressed data or an external data file, which are not copied: decide which of its two \
-             guest ranges it belongs to",
+            "the table maps an external data file, which is not copied: decide which of its two guest ranges it belongs to",
         );
     }
     Ok(mappings)
@@ -143,7 +174,7 @@ fn may_separate<S: Storage>(
     contested: &Contested,
     item: &L2Item,
     names: &Names,
-    mappings: &[Mapping],
+    mappings: &Mappings,
     work: &Work<'_>,
 ) -> Result<(), &'static str> {
     let geometry = examination.walk.geometry;
@@ -152,7 +183,13 @@ fn may_separate<S: Storage>(
         .filter(|index| **index != item.l1_index)
         .count() as u64;
     work.may_clone(clones)?;
-    work.may_copy(clones.saturating_mul(mappings.len() as u64))?;
+    let users = compressed::users(&mappings.extents());
+    let copies = mappings.standard.len().saturating_add(users.len()) as u64;
+    work.may_copy(clones.saturating_mul(copies))?;
+    let most_names = names.values().map(Vec::len).max().unwrap_or(0) as u64;
+    let most_users = users.values().copied().max().unwrap_or(0);
+    let ends = mappings.packed.iter().map(|packed| packed.clusters.end());
+    compressed::may_copy(geometry, ends, most_users.saturating_mul(most_names))?;
     let is_contested = |offset| contested.contains(geometry.cluster_at(HostOffset(offset)));
     let mut all = names.values().flatten();
     if contested.contains(item.cluster) || all.any(|name| is_contested(name.offset)) {
@@ -172,19 +209,27 @@ fn may_separate<S: Storage>(
 fn give_clone(
     names: &[Name],
     bytes: &[u8],
-    mappings: &[Mapping],
+    mappings: &Mappings,
     work: &mut Work<'_>,
 ) -> Result<(), String> {
     let count = names.len() as u64;
     let copied = count == 1 && names.iter().all(|name| name.is_active);
     let mut clone = bytes.to_vec();
-    for mapping in mappings {
-        let offset = work.copy(mapping.cluster, count, BECAUSE)?;
-        let moved = mapping.entry.moved_to(offset, copied);
-        let end = mapping.within.saturating_add(8);
-        if let Some(place) = clone.get_mut(mapping.within..end) {
-            place.copy_from_slice(&moved.0.to_be_bytes());
+    let mut put = |within: usize, entry: L2Entry| {
+        if let Some(place) = clone.get_mut(within..within.saturating_add(8)) {
+            place.copy_from_slice(&entry.0.to_be_bytes());
         }
+    };
+    for mapping in &mappings.standard {
+        let offset = work.copy(mapping.cluster, count, BECAUSE)?;
+        put(mapping.within, mapping.entry.moved_to(offset, copied));
+    }
+    let geometry = work.geometry;
+    let elsewhere = compressed::copy(&mappings.extents(), count, BECAUSE, work)?;
+    for packed in &mappings.packed {
+        let offset = elsewhere.of(geometry, packed.offset);
+        let moved = packed.entry.compressed_moved_to(offset, geometry);
+        put(packed.within, moved.ok_or(compressed::TOO_FAR)?);
     }
     let offset = work.write(1, count, clone, BECAUSE)?;
     for name in names {
