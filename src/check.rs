@@ -82,6 +82,13 @@ pub struct Statistics {
     pub compressed_clusters: u64,
 }
 
+impl Check {
+    /// Judges anew, after something was added to the findings or the coverage.
+    pub(crate) fn reconsider(&mut self, has_geometry: bool) {
+        self.verdict = verdict::judge(has_geometry, &self.findings, &self.coverage);
+    }
+}
+
 /// Checks an image.
 pub fn check<S: Storage>(image: &Image<S>, options: Options, progress: &Progress) -> Check {
     match examine(image, options, progress) {
@@ -302,7 +309,7 @@ fn conclude<S: Storage>(
     statistics: Statistics,
 ) -> Check {
     Check {
-        verdict: verdict::judge(image.geometry().is_some(), &notes),
+        verdict: verdict::judge(image.geometry().is_some(), &notes.findings, &notes.coverage),
         findings: notes.findings,
         coverage: notes.coverage,
         statistics,

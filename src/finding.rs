@@ -4,11 +4,13 @@
 //! number kept and all of them counted. Never here: I/O, deciding what is wrong, printing.
 
 mod catalog;
+mod severity;
 mod text;
 
 use std::collections::BTreeMap;
 
-pub use catalog::{Boot, Code, Severity};
+pub use catalog::Code;
+pub use severity::{Boot, Severity};
 pub(crate) use text::is_deceptive;
 pub use text::{escaped, escaped_path};
 

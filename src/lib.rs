@@ -1,7 +1,8 @@
 //! qfsck: an offline integrity checker and repair tool for QEMU qcow2 disk images.
 //!
 //! This file is the map. The verbs: [`ImageFile::open`] and [`Image::open`] open, [`check`] checks, [`host_owners`] and
-//! [`guest_path`] answer who owns what; [`plan`] describes a repair, [`apply`] does it and [`undo_repair`] takes it back;
+//! [`guest_path`] answer who owns what; [`deep_read`] reads the data too, [`judge_policy`] says what
+//! a gate turns away; [`plan`] describes a repair, [`apply`] does it and [`undo_repair`] takes it back;
 //! [`report`] turns answers into the stable JSON shape.
 //!
 //! The library returns values. It never prints, prompts, exits, or reads a clock or configuration: the same bytes give
@@ -19,10 +20,12 @@
 
 mod check;
 mod coverage;
+mod deep;
 mod error;
 mod finding;
 mod image;
 mod plan;
+mod policy;
 mod progress;
 pub mod qcow2;
 mod refcount_map;
@@ -37,6 +40,7 @@ pub use check::{
     host_owners, metadata_digest,
 };
 pub use coverage::{Complete, Coverage, Gap, GapKind};
+pub use deep::deep_read;
 pub use error::Error;
 pub use finding::{
     Boot, Code, Counts, Finding, Findings, KEPT_OWNERS, KEPT_PER_CODE, Owner, OwnerKind, Owners,
@@ -46,6 +50,7 @@ pub use image::Image;
 pub use plan::{
     CopyEdit, Edit, Mode, Overlaps, Plan, RepairOptions, Stage, StageKind, Withheld, plan,
 };
+pub use policy::{PolicyLimits, judge_policy};
 pub use progress::{Phase, Progress};
 pub use storage::{
     FileIdentity, ImageFile, Overlay, RepairFile, Sharing, Storage, StorageMut, UndoSink,

@@ -15,6 +15,8 @@ pub enum Phase {
     Tables,
     /// Something did not add up: reading again to name the owners.
     Owners,
+    /// Reading the data itself, for a deep read.
+    Data,
 }
 
 impl Phase {
@@ -25,6 +27,7 @@ impl Phase {
             Self::Refcounts => "refcounts",
             Self::Tables => "tables",
             Self::Owners => "owners",
+            Self::Data => "data",
         }
     }
 
@@ -33,7 +36,8 @@ impl Phase {
             0 => Self::Survey,
             1 => Self::Refcounts,
             2 => Self::Tables,
-            _ => Self::Owners,
+            3 => Self::Owners,
+            _ => Self::Data,
         }
     }
 }

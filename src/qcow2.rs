@@ -40,7 +40,10 @@ pub use header::{
 };
 pub use l1::L1Entry;
 pub use l2::{CompressedExtent, L2Descriptor, L2Entry, SubclusterBitmap};
-pub use luks::{LUKS_HEADER_BYTES, LuksHeader};
+pub use luks::{
+    LUKS_HEADER_BYTES, LUKS_SLOT_UNUSED, LUKS_SLOT_USED, LUKS_STRIPES, LuksHeader, LuksKeySlot,
+    luks_payload_start,
+};
 pub use place::{Place, Tree};
 pub use refcount::{
     CountField, RefcountTableEntry, count_field, put_bits, refcount_at, refcounts, set_refcount_at,

@@ -81,6 +81,8 @@ pub struct CheckDocument {
     verdict: &'static str,
     #[serde(skip_serializing_if = "is_zero")]
     notices: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    policy_findings: u64,
     changed_while_read: bool,
     unreliable: Vec<String>,
     totals: BTreeMap<&'static str, TotalRow>,
@@ -250,6 +252,7 @@ impl CheckDocument {
             schema: SCHEMA,
             verdict: conditions.verdict(check).name(),
             notices: check.findings.count_of(Severity::Notice),
+            policy_findings: check.findings.count_of(Severity::Policy),
             changed_while_read: conditions.changed,
             unreliable: conditions.unreliable.clone(),
             totals: total_rows(check),

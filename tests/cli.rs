@@ -21,6 +21,7 @@
 //! | `repair_check` | `check -r`, beside `qemu-img check -r` |
 //! | `repair_undo` | names of undo files, repairs that were cut, `repair --resume` |
 //! | `repair_plan` | dry runs, plan files, wishes, signals |
+//! | `untrusted` | the gate for uploads: its exit codes, and that it opens nothing an image names |
 //! | `answers` | `owner` and `explain` |
 //! | `footprint` | what a run opens, and leaves untouched |
 
@@ -43,3 +44,4 @@ mod repair_stage;
 mod repair_undo;
 mod stage;
 mod streams;
+mod untrusted;

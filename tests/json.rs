@@ -137,6 +137,9 @@ fn everything_that_occurs() -> Vocabulary {
             "refcount-leak",
             image,
         ];
+        let gate = ["check", "--untrusted", "--output", "json", image];
+        vocabulary.read_output(&case, &gate);
+        vocabulary.read_output(&case, &["check", "--deep", "--output", "json", image]);
         vocabulary.read_output(&case, &plan);
         for offset in offsets(&check, "host") {
             vocabulary.read_output(&case, &["owner", "--output", "json", image, &offset]);
@@ -150,7 +153,10 @@ fn everything_that_occurs() -> Vocabulary {
         .join("corpus")
         .join(EXAMPLE);
     repairs_that_occur(&mut vocabulary);
-    let watched = run(&case, &["check", "-q", "--progress", "json", image]);
+    let watched = run(
+        &case,
+        &["check", "-q", "--deep", "--progress", "json", image],
+    );
     let events = String::from_utf8(watched.stderr).expect("events are UTF-8");
     for line in events.lines() {
         let event = serde_json::from_str(line).expect("an event is JSON");

@@ -6,6 +6,8 @@
 //! | `damage` | one forged damage for each code, with everything it provokes |
 //! | `law` | what is true of every image: same report at any number of threads, agreement with a naive model |
 //! | `compatibility` | where `qemu-img check` says something else is what the document says |
+//! | `policy` | what a gate for images from strangers turns away, and what passes |
+//! | `deep` | compressed data, key slots, bitmap tails, unreadable ranges, beside what QEMU can read |
 //! | `storage` | more than 2^31 clusters; each L2 table is read once |
 //! | `json` | every key of the JSON is documented |
 //! | `plan` | what a repair would do to every image of the corpus |
@@ -28,10 +30,12 @@ mod compatibility;
 mod corpus;
 mod crash;
 mod damage;
+mod deep;
 mod json;
 mod law;
 mod oracle;
 mod plan;
+mod policy;
 mod repair;
 mod storage;
 mod support;

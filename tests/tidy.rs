@@ -12,7 +12,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qfsck::{Boot, Code};
+use qfsck::{Boot, Code, Severity};
 
 /// Lines a file may have.
 const LONGEST_FILE: usize = 600;
@@ -102,6 +102,8 @@ const ROOMS: &[&str] = &[
     "refcount_map",
     "walk",
     "check",
+    "deep",
+    "policy",
     "plan",
     "undo",
     "transaction",
@@ -347,7 +349,7 @@ fn every_code_is_emitted_somewhere() {
     let sources = sources();
     let emitters = sources.iter().filter(|source| {
         let room = source.room();
-        matches!(room, Some("walk" | "check" | "plan"))
+        matches!(room, Some("walk" | "check" | "deep" | "policy" | "plan"))
     });
     let code: Vec<&str> = emitters
         .flat_map(Source::code)
@@ -409,7 +411,8 @@ fn findings_document() -> String {
          Every finding `qfsck` knows, in the order of the catalog (`src/finding/catalog.rs`), which this file is printed\n\
          from: `QFSCK_BLESS=1 cargo test tidy` writes it anew. `qfsck explain CODE` says the same on a terminal.\n\n\
          A *notice* is worth knowing, a *leak* costs space, a *corruption* contradicts the format. Exit code and verdict\n\
-         follow from that, and from whether starting a guest on the image can make things worse.\n",
+         follow from that, and from whether starting a guest on the image can make things worse. *Policy* is only looked\n\
+         for with `--untrusted`: nothing is wrong, but a gate for images from strangers turns it away (`untrusted.md`).\n",
     );
     for code in Code::ALL {
         let boot = match code.boot() {
@@ -417,10 +420,15 @@ fn findings_document() -> String {
             Boot::Unsafe => "do not boot",
         };
         let severity = code.severity().name();
+        let standing = if code.severity() == Severity::Policy {
+            severity.to_owned()
+        } else {
+            format!("{severity}, {boot}")
+        };
         let (title, help, remedy) = (code.title(), code.help(), code.remedy());
         write!(
             document,
-            "\n## {code}\n\n*{severity}, {boot}*: {title}.\n\n{help}\n\n**Remedy:** {remedy}\n"
+            "\n## {code}\n\n*{standing}*: {title}.\n\n{help}\n\n**Remedy:** {remedy}\n"
         )
         .expect("a string takes it");
     }

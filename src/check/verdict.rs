@@ -1,7 +1,7 @@
 //! The verdict: one word a boot hook can act on.
 
-use crate::finding::{Boot, Severity};
-use crate::walk::Notes;
+use crate::coverage::Coverage;
+use crate::finding::{Boot, Findings, Severity};
 
 /// How an image stands, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,18 +32,17 @@ impl Verdict {
 }
 
 /// The gravest word any finding or gap deserves.
-pub(super) fn judge(has_geometry: bool, notes: &Notes) -> Verdict {
-    if !has_geometry || notes.coverage.failure_count() > 0 {
+pub(super) fn judge(has_geometry: bool, findings: &Findings, coverage: &Coverage) -> Verdict {
+    if !has_geometry || coverage.failure_count() > 0 {
         return Verdict::Unreadable;
     }
-    let worst = notes
-        .findings
+    let worst = findings
         .totals()
         .map(|(code, _)| match (code.severity(), code.boot()) {
             (_, Boot::Unsafe) => Verdict::DoNotBoot,
             (Severity::Corruption, Boot::Safe) => Verdict::Repairable,
             (Severity::Leak, Boot::Safe) => Verdict::Leaks,
-            (Severity::Notice, Boot::Safe) => Verdict::Clean,
+            (Severity::Notice | Severity::Policy, Boot::Safe) => Verdict::Clean,
         });
     worst.max().unwrap_or(Verdict::Clean)
 }

@@ -6,36 +6,7 @@
 
 use std::fmt;
 
-/// How grave a finding is; the split is `qemu-img check`'s and drives the exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Worth knowing; nothing is wrong with the data or the space.
-    Notice,
-    /// Space is lost, data is not.
-    Leak,
-    /// The image contradicts the specification in a way that endangers data.
-    Corruption,
-}
-
-/// Whether a program that opens the image for writing can make things worse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Boot {
-    /// Running a guest does no further harm by this finding.
-    Safe,
-    /// The next write may destroy something, or the image cannot be opened or used at all.
-    Unsafe,
-}
-
-impl Severity {
-    /// One lower-case word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Notice => "notice",
-            Self::Leak => "leak",
-            Self::Corruption => "corruption",
-        }
-    }
-}
+use super::severity::{Boot, Severity};
 
 macro_rules! catalog {
     ($($variant:ident $id:literal $severity:ident $boot:ident $title:literal $help:literal $remedy:literal)*) => {
@@ -524,35 +495,67 @@ TrailingBytes "trailing-bytes" Notice Safe
     "the file ends with part of a cluster that nothing uses"
     "A cluster that was freed before it was ever written whole looks like this, and so does something appended by another program."
     "None needed."
+CompressedDataInvalid "compressed-data-invalid" Corruption Safe
+    "compressed clusters cannot be decompressed"
+    "Their data is not what the compression type says, ends before the cluster is full, or runs past the sectors the entry gives it. The guest gets an input/output error there."
+    "Restore these guest ranges from a backup; `qemu-img convert` stops at the first of them."
+CompressedDataOverrun "compressed-data-overrun" Notice Safe
+    "compressed data does not end where its cluster does"
+    "The deflate stream fills the cluster and goes on, or breaks off. QEMU ignores what follows, so the guest can read the cluster; but no writer makes such data."
+    "Compare the guest range with a backup."
+DataUnreadable "data-unreadable" Corruption Unsafe
+    "the disk below cannot read part of the image"
+    "The system gave an error for these bytes of the file. Every error costs a failing disk life, and a write may be the last."
+    "Copy the image to another disk first (`ddrescue`), and work on the copy. The guest ranges named are what is lost if no read succeeds."
+EncryptionKeySlotInvalid "encryption-key-slot-invalid" Corruption Unsafe
+    "the LUKS header's key slots cannot be what they should be"
+    "A slot's state is neither used nor unused, its key material lies outside the area in front of the data, or two slots overlap. QEMU refuses to open the image; and a key whose material is lost opens nothing."
+    "Restore the LUKS header from a backup (`cryptsetup luksHeaderBackup`). Write nothing to the image before."
+BitmapTailBitsSet "bitmap-tail-bits-set" Notice Safe
+    "a bitmap has bits set past the end of the virtual disk"
+    "The last cluster of a bitmap's data ends with bits that stand for nothing, and must be zero. Something else wrote there, or the bitmap belongs to a larger disk."
+    "Do not trust the bitmap: remove it, and take a full backup instead of an incremental one."
+PolicyBackingFile "policy-backing-file" Policy Safe
+    "the image names a backing file"
+    "Whoever opens the image opens that file too, and lets the guest read it: a file of the host, another tenant's disk, or a network address. `qemu-img check`, `info` and `convert` open it as well."
+    "Turn the image away; its owner can flatten it (`qemu-img convert`) where the backing file is."
+PolicyDataFile "policy-data-file" Policy Safe
+    "the image names an external data file"
+    "Whoever opens the image reads and writes the guest's data in that file: any file of the host that the program may open. The feature bit, the name and the raw bit each count."
+    "Turn the image away; its owner can convert it to one file."
+PolicyNameProtocol "policy-name-protocol" Policy Safe
+    "a file name in the image is a protocol's"
+    "A name with a colon before its first slash is no file for QEMU but an address (`nbd:`, `ssh:`, `fat:`) or a whole description of a device (`json:`): opening the image makes connections, or opens files past every check of the path."
+    "Turn the image away. No honest image from outside has such a name."
+PolicyFeatureUnknown "policy-feature-unknown" Policy Safe
+    "the image has an incompatible feature nobody defined"
+    "Nobody can say what it makes a program do. The bit may also change what all other tables mean, so that what was checked is not what will be used."
+    "Turn the image away."
+PolicyExtendedL2 "policy-extended-l2" Policy Safe
+    "the image has extended L2 entries"
+    "The feature is a proper one, of QEMU 5.2 and later. OpenStack's inspector does not know it and refuses the image, so a gate before such a service refuses it too."
+    "`qemu-img convert -o extended_l2=off` makes an image that is accepted."
+PolicyEncryption "policy-encryption" Policy Safe
+    "the image is encrypted"
+    "Nobody without the key can look at what is inside, and a program that opens the image asks for one. An encryption method or a pointer to a LUKS header each count."
+    "Turn the image away unless encrypted images are expected; its owner can convert it to one in clear."
+PolicyVirtualSize "policy-virtual-size" Policy Safe
+    "the virtual disk, or a snapshot's, is larger than allowed"
+    "A file of a few kilobytes can say that it is a disk of exabytes. Programs that set the space aside, or write zeros, fill the host's disk."
+    "Turn the image away, or allow the size with `--max-virtual-size`."
+PolicyPolyglot "policy-polyglot" Policy Safe
+    "the file is one of another format as well"
+    "It carries the signature of another format where programs look for it. What inspects the file as one format and uses it as another has inspected nothing."
+    "Turn the image away. `qemu-img convert -f qcow2 -O qcow2` makes an image without what is hidden beside it."
+PolicyHeaderRemainder "policy-header-remainder" Policy Safe
+    "the first cluster holds bytes that belong to nothing"
+    "Behind the header, its extensions and the backing file name the first cluster is zero in every image a known program writes. Other content there is hidden, or is the beginning of another format."
+    "Turn the image away. `qemu-img convert -f qcow2 -O qcow2` makes an image without it."
+PolicyExpansion "policy-expansion" Policy Safe
+    "the image grows too much when it is unpacked"
+    "Compressed clusters hold many times their size. Converted, or copied to a raw volume, this image takes more space for each byte uploaded than allowed."
+    "Turn the image away, or allow the ratio with `--max-expansion`."
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_are_unique_kebab_case_and_found_by_name() {
-        for &code in Code::ALL {
-            let id = code.id();
-            assert!(
-                id.chars()
-                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
-                "{id}"
-            );
-            assert_eq!(Code::from_id(id), Some(code));
-        }
-        assert_eq!(Code::from_id("no-such-code"), None);
-    }
-
-    #[test]
-    fn rows_speak_in_sentences() {
-        for &code in Code::ALL {
-            assert!(
-                !code.title().ends_with('.'),
-                "{code}: a title is no sentence"
-            );
-            assert!(code.help().ends_with('.'), "{code}");
-            assert!(code.remedy().ends_with('.'), "{code}");
-        }
-    }
-}
+mod tests;

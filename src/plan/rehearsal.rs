@@ -150,7 +150,7 @@ pub(super) fn is_better(before: &Check, after: &Check, protects: bool) -> Result
     for &code in Code::ALL {
         let (count, count_after) = counts(code);
         let is_tolerated = match code.severity() {
-            Severity::Notice => true,
+            Severity::Notice | Severity::Policy => true,
             Severity::Leak => may_leak || loses_less,
             Severity::Corruption => match code {
                 Code::GuestDataShared => may_share,

@@ -11,16 +11,62 @@ pub const LUKS_HEADER_BYTES: usize = 592;
 
 const MAGIC: &[u8] = b"LUKS\xba\xbe";
 const VERSION: u16 = 1;
+const PAYLOAD_AT: usize = 104;
 const KEY_BYTES_AT: usize = 108;
 const KEY_SLOTS_AT: usize = 208;
 const KEY_SLOT_BYTES: usize = 48;
 const KEY_SLOTS: usize = 8;
 const SECTOR_BYTES: u64 = 512;
 
+/// The state of a key slot that holds a key.
+pub const LUKS_SLOT_USED: u32 = 0x00ac_71f3;
+/// The state of a key slot that holds none.
+pub const LUKS_SLOT_UNUSED: u32 = 0x0000_dead;
+/// Stripes every writer of the format spreads a key over, in used and unused slots alike.
+pub const LUKS_STRIPES: u32 = 4000;
+
 /// A LUKS partition header, as far as its size goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LuksHeader {
     bytes: u64,
+}
+
+/// A key slot, and where its key material lies, from the start of the LUKS header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LuksKeySlot {
+    /// [`LUKS_SLOT_USED`] or [`LUKS_SLOT_UNUSED`].
+    pub state: u32,
+    /// Pieces the key is spread over.
+    pub stripes: u32,
+    /// The first byte of the key material.
+    pub start: u64,
+    /// The byte behind it; its length is the key's times the stripes.
+    pub end: u64,
+}
+
+impl LuksKeySlot {
+    /// Reads all slots of a header; fewer where `header` ends first.
+    pub fn decode_all(header: &[u8]) -> Vec<Self> {
+        let key_bytes = u32_at(header, KEY_BYTES_AT).map_or(0, u64::from);
+        let slots = (0..KEY_SLOTS).map_while(|slot| {
+            let at = KEY_SLOTS_AT + slot * KEY_SLOT_BYTES;
+            let stripes = u32_at(header, at + 44)?;
+            let start = u64::from(u32_at(header, at + 40)?) * SECTOR_BYTES;
+            let bytes = key_bytes.saturating_mul(stripes.into());
+            Some(Self {
+                state: u32_at(header, at)?,
+                stripes,
+                start,
+                end: start.saturating_add(bytes),
+            })
+        });
+        slots.collect()
+    }
+}
+
+/// Where the encrypted data begins, from the start of the LUKS header, by the header's word.
+pub fn luks_payload_start(header: &[u8]) -> Option<u64> {
+    u32_at(header, PAYLOAD_AT).map(|sectors| u64::from(sectors) * SECTOR_BYTES)
 }
 
 impl LuksHeader {

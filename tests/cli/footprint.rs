@@ -79,7 +79,7 @@ fn a_look_changes_nothing_not_even_a_time() {
 }
 
 /// The lines of system calls of a run that have to do with files, sockets and writing; `None` where nobody may trace.
-fn calls(stage: &Stage, arguments: &[&str]) -> Option<Vec<String>> {
+pub(super) fn calls(stage: &Stage, arguments: &[&str]) -> Option<Vec<String>> {
     let calls = "trace=open,openat,openat2,creat,open_by_handle_at,socket,connect,sendto,sendmsg,write,writev,pwrite64,\
                  pwritev,pwritev2,ftruncate,truncate,fallocate,unlink,unlinkat,rename,renameat,renameat2,mkdir,link,\
                  linkat,symlink,fchmod,fchown,utimensat,setxattr,fsetxattr,copy_file_range,sendfile,splice,execve";
@@ -99,7 +99,7 @@ fn is_open(call: &str, name: &str) -> bool {
 }
 
 #[track_caller]
-fn expect_one_reading_open(calls: &[String], image: &str, strangers: &[&str]) {
+pub(super) fn expect_one_reading_open(calls: &[String], image: &str, strangers: &[&str]) {
     let opens: Vec<_> = calls.iter().filter(|call| is_open(call, image)).collect();
     assert_eq!(opens.len(), 1, "{opens:#?}");
     assert!(opens[0].contains("O_RDONLY"), "{opens:?}");

@@ -8,7 +8,7 @@ use qfsck::Code;
 
 /// Checks QEMU qcow2 disk images, offline, and says what is wrong, where, and whose it is.
 ///
-/// qfsck reads metadata only, and a check never writes. It opens no file but the one it is given: not the backing file,
+/// qfsck reads metadata only, unless it is told to read the data too (`check --deep`), and a check never writes. It opens no file but the one it is given: not the backing file,
 /// not the external data file, and it needs no encryption key.
 #[derive(Debug, Parser)]
 #[command(name = "qfsck", version, max_term_width = 100)]
@@ -62,6 +62,17 @@ pub(crate) enum Repair {
     All,
 }
 
+/// What `--fail-on` can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOn {
+    /// Anything worth knowing
+    Notice,
+    /// What --untrusted finds
+    Policy,
+    /// Space that is lost
+    Leak,
+}
+
 /// Check images: refcounts, tables, snapshots, bitmaps, header.
 ///
 /// Reads every table of the metadata once and holds what the tables refer to against the refcounts stored on disk.
@@ -71,7 +82,7 @@ pub(crate) enum Repair {
 Exit codes (of several images, the gravest):
    0  clean, notices at most
    1  the check could not be completed
-   2  corruption
+   2  corruption, or what --fail-on names
    3  leaks, but no corruption
    4  another program uses the image
    5  the image changed while it was read
@@ -86,7 +97,14 @@ Examples:
   qfsck check -q --budget 2s disk.qcow2        a gate before boot: only the exit code
   qfsck check --output jsonl *.qcow2           one document for each image
   qfsck check -r leaks disk.qcow2              free what is leaked; `qfsck undo disk.qcow2.qfsck-undo` goes back
+  qfsck check --deep disk.qcow2                can all of it be read, and unpacked
+  qfsck check --untrusted --fail-on policy upload.qcow2
+                                               a gate for uploads: 2 means turn it away
   qfsck check -U disk.qcow2                    while the guest runs; not to be relied on")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub(crate) struct CheckArgs {
     /// Image files or block devices
     #[arg(required = true, value_name = "IMAGE")]
@@ -131,6 +149,40 @@ pub(crate) struct CheckArgs {
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
     pub(crate) progress: ProgressMode,
+
+    /// Read the data as well: unpack every compressed cluster, look for what the disk cannot read, judge LUKS key slots
+    /// and the ends of bitmaps
+    ///
+    /// Takes as long as reading every allocated byte of the file does. What a guest has written cannot be judged: qcow2 has
+    /// no checksums.
+    #[arg(long, conflicts_with = "repair")]
+    pub(crate) deep: bool,
+
+    /// Judge the image as one from a stranger, before anything else opens it
+    ///
+    /// What a gate for uploads turns away becomes findings of severity `policy`: names of other files, encryption, unknown
+    /// features, absurd sizes, other formats hidden in the file, data that unpacks to a multiple of the upload. No other
+    /// file is opened.
+    #[arg(long, conflicts_with_all = ["repair", "data_file"])]
+    pub(crate) untrusted: bool,
+
+    /// With --untrusted: the largest virtual disk allowed, as 64T
+    #[arg(long, value_name = "SIZE", value_parser = parse_offset, requires = "untrusted")]
+    pub(crate) max_virtual_size: Option<u64>,
+
+    /// With --untrusted: how many bytes of guest data are allowed for each byte of the file; 100 unless given
+    #[arg(long, value_name = "RATIO", value_parser = clap::value_parser!(u64).range(1..), requires = "untrusted")]
+    pub(crate) max_expansion: Option<u64>,
+
+    /// Exit with 2 for findings of this severity too; may be given several times
+    #[arg(
+        long,
+        value_enum,
+        value_name = "SEVERITY",
+        value_delimiter = ',',
+        conflicts_with = "repair"
+    )]
+    pub(crate) fail_on: Vec<FailOn>,
 
     /// The image's external data file; only its length is looked at
     #[arg(long, value_name = "PATH")]

@@ -5,9 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qfsck::report::{CheckDocument, Conditions, ErrorDocument, write_line, write_pretty};
-use qfsck::{Check, Error, Image, ImageFile, Options, Progress, file_length_bytes};
+use qfsck::{
+    Check, Error, Image, ImageFile, Options, PolicyLimits, Progress, Severity, deep_read,
+    file_length_bytes, judge_policy,
+};
 
-use crate::args::{CheckArgs, Output};
+use crate::args::{CheckArgs, FailOn, Output};
 use crate::exit::Outcome;
 use crate::progress::{Stopped, Watch};
 use crate::session::{Session, filename, sharing};
@@ -72,6 +75,12 @@ fn refuse(args: &CheckArgs) -> Option<Outcome> {
     if args.repair.is_some() && args.images.len() > 1 {
         say(
             "qfsck: -r repairs one image: each has an undo file and an answer of its own; repair them one by one",
+        );
+        return Some(Outcome::Usage);
+    }
+    if args.fail_on.contains(&FailOn::Policy) && !args.untrusted {
+        say(
+            "qfsck: --fail-on policy never fails without --untrusted, which looks for it: give both",
         );
         return Some(Outcome::Usage);
     }
@@ -159,7 +168,13 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
         }
     };
     options.is_block_device = session.image.storage().is_block_device();
-    let check = qfsck::check(&session.image, options, progress);
+    let mut check = qfsck::check(&session.image, options, progress);
+    if args.deep {
+        deep_read(&session.image, &mut check, progress);
+    }
+    if args.untrusted {
+        judge_policy(&session.image, limits(args), &mut check);
+    }
     let mut conditions = session.conditions();
     conditions.unreliable.extend(interrupted(path));
     let stopped = watch.finish();
@@ -167,6 +182,7 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
         Some(Stopped::Interrupted) if check.coverage.is_stopped() => Outcome::Incomplete,
         Some(Stopped::BudgetSpent) if check.coverage.is_stopped() => Outcome::Limit,
         _ if conditions.changed => Outcome::Changed,
+        _ if fails(&check, &args.fail_on) => Outcome::Corrupt,
         _ => Outcome::of_check(&check),
     };
     Answer {
@@ -177,6 +193,26 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
             conditions,
         })),
     }
+}
+
+/// The gate's limits, as far as they were given.
+fn limits(args: &CheckArgs) -> PolicyLimits {
+    let usual = PolicyLimits::default();
+    PolicyLimits {
+        virtual_bytes: args.max_virtual_size.unwrap_or(usual.virtual_bytes),
+        expansion: args.max_expansion.unwrap_or(usual.expansion),
+    }
+}
+
+/// Whether something was found that `--fail-on` names.
+fn fails(check: &Check, wanted: &[FailOn]) -> bool {
+    let severities = wanted.iter().map(|what| match what {
+        FailOn::Notice => Severity::Notice,
+        FailOn::Policy => Severity::Policy,
+        FailOn::Leak => Severity::Leak,
+    });
+    let mut counts = severities.map(|severity| check.findings.count_of(severity));
+    counts.any(|count| count > 0)
 }
 
 /// What to check besides the image itself.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use qfsck::{Boot, Code};
+use qfsck::{Boot, Code, Severity};
 
 use crate::args::ExplainArgs;
 use crate::exit::Outcome;
@@ -39,6 +39,9 @@ fn list(to: &mut dyn Write) -> io::Result<()> {
 
 fn explain(to: &mut dyn Write, code: Code) -> io::Result<()> {
     let boot = match code.boot() {
+        _ if code.severity() == Severity::Policy => {
+            "only looked for with `qfsck check --untrusted`"
+        }
         Boot::Safe => "starting a guest does not make it worse",
         Boot::Unsafe => "do not start a guest on the image",
     };

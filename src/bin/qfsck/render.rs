@@ -194,6 +194,10 @@ fn verdict(to: &mut dyn Write, check: &Check, conditions: &Conditions) -> io::Re
             counted(leaks, "leaked cluster")
         ),
     };
+    let policy = match findings.count_of(Severity::Policy) {
+        0 => String::new(),
+        count => format!(", {count} against the policy for untrusted images"),
+    };
     let meaning = match word {
         Verdict::Clean => "; guest data has no checksums and was not judged",
         Verdict::Leaks if check.header.is_dirty() => {
@@ -206,7 +210,7 @@ fn verdict(to: &mut dyn Write, check: &Check, conditions: &Conditions) -> io::Re
     };
     writeln!(
         to,
-        "verdict: {style}{}{}: {counts}, {covered}{meaning}",
+        "verdict: {style}{}{}: {counts}{policy}, {covered}{meaning}",
         word.name(),
         reset(style)
     )
@@ -356,6 +360,7 @@ fn bold() -> Style {
 fn severity_style(severity: Severity) -> Style {
     match severity {
         Severity::Notice => AnsiColor::Cyan.on_default(),
+        Severity::Policy => AnsiColor::Magenta.on_default().bold(),
         Severity::Leak => AnsiColor::Yellow.on_default().bold(),
         Severity::Corruption => AnsiColor::Red.on_default().bold(),
     }

@@ -1,0 +1,313 @@
+//! Every allocated byte, read and thrown away: the map of what the disk below cannot read.
+//!
+//! Comes in: the L2 tables, and claims whose content the check does not look at. Goes out: a finding and a gap for each run
+//! of bytes that cannot be read, with the owners. Never here: a hole; a byte twice because several mappings name it;
+//! compressed data, which is read where it is unpacked.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rayon::prelude::*;
+
+use super::gather;
+use crate::coverage::Gap;
+use crate::finding::{Code, Finding, Owner, OwnerKind, Owners};
+use crate::progress::Phase;
+use crate::qcow2::{ClusterRange, HostCluster, Place};
+use crate::storage::Storage;
+use crate::walk::l2_table::{Mapped, Target};
+use crate::walk::{Notes, Survey, Walk};
+
+/// Clusters of one window: 8 MiB of bits.
+const WINDOW_CLUSTERS: u64 = 1 << 26;
+/// Bytes read at once.
+const READ_BYTES: u64 = 1 << 20;
+/// Bytes that are tried by themselves where a larger read fails.
+const BLOCK_BYTES: u64 = 4096;
+/// Reads that are under way together, before what came of them is looked at.
+const READS_AT_ONCE: usize = 4096;
+/// Unreadable runs that are kept; a disk with more of them has no use for a longer list.
+const KEPT_RUNS: usize = 1 << 16;
+
+/// Bytes that cannot be read, and what the system says.
+#[derive(Debug)]
+struct Run {
+    start: u64,
+    end: u64,
+    error: io::Error,
+}
+
+/// Reads every allocated cluster of the file.
+pub(super) fn read_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &mut Notes) {
+    let mut runs = Runs::default();
+    let mut start = 0;
+    while start < walk.geometry.file_clusters() && !walk.progress.is_stopped() {
+        let window = Window::collect(walk, survey, start);
+        window.read(walk, &mut runs);
+        start = start.saturating_add(WINDOW_CLUSTERS);
+    }
+    if runs.more > 0 {
+        let detail = format!("{} more places", runs.more);
+        notes.gap(Gap::unreadable(Place::File, &io::Error::other(detail)));
+    }
+    if !runs.kept.is_empty() {
+        name(walk, survey, &runs.kept, notes);
+    }
+}
+
+/// Allocated clusters, one bit each.
+struct Window {
+    start: u64,
+    words: Vec<AtomicU64>,
+}
+
+impl Window {
+    fn collect<S: Storage>(walk: Walk<'_, S>, survey: &Survey, start: u64) -> Self {
+        let clusters = (walk.geometry.file_clusters() - start).min(WINDOW_CLUSTERS);
+        let words = (0..clusters.div_ceil(64)).map(|_| AtomicU64::new(0));
+        let window = Self {
+            start,
+            words: words.collect(),
+        };
+        for claim in &survey.claims {
+            let is_unread = matches!(
+                claim.kind,
+                OwnerKind::EncryptionHeader | OwnerKind::BitmapData
+            );
+            if is_unread {
+                claim.clusters.clusters().for_each(|it| window.insert(it));
+            }
+        }
+        let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
+        walk.progress.begin(Phase::Tables, total_bytes);
+        gather(walk, survey, |(): &mut (), _, mapped| {
+            if let Some(cluster) = standard(mapped) {
+                window.insert(cluster);
+            }
+        });
+        window
+    }
+
+    fn insert(&self, cluster: HostCluster) {
+        let slot = cluster.0.checked_sub(self.start);
+        let word = slot.and_then(|slot| self.words.get(usize::try_from(slot / 64).ok()?));
+        if let (Some(slot), Some(word)) = (slot, word) {
+            word.fetch_or(1 << (slot % 64), Relaxed);
+        }
+    }
+
+    /// Runs of allocated clusters, in order.
+    fn runs(&self) -> impl Iterator<Item = ClusterRange> + '_ {
+        let bits = (self.start..).step_by(64).zip(&self.words);
+        let clusters = bits.flat_map(|(first, word)| {
+            let word = word.load(Relaxed);
+            (0..64)
+                .filter(move |bit| word >> bit & 1 == 1)
+                .map(move |bit| first + bit)
+        });
+        let mut clusters = clusters.peekable();
+        std::iter::from_fn(move || {
+            let start = clusters.next()?;
+            let mut count = 1;
+            while clusters.next_if_eq(&(start + count)).is_some() {
+                count += 1;
+            }
+            Some(ClusterRange {
+                start: HostCluster(start),
+                count,
+            })
+        })
+    }
+
+    /// Reads all of it; adds what cannot be read.
+    fn read<S: Storage>(&self, walk: Walk<'_, S>, runs: &mut Runs) {
+        let words = self.words.iter();
+        let clusters: u64 = words
+            .map(|word| u64::from(word.load(Relaxed).count_ones()))
+            .sum();
+        let cluster_bytes = walk.geometry.cluster_bytes();
+        walk.progress.begin(Phase::Data, clusters * cluster_bytes);
+        let mut pieces = self.runs().flat_map(|run| {
+            let start = run.start.0 * cluster_bytes;
+            let end = (run.end() * cluster_bytes).min(walk.geometry.file_bytes());
+            let step = usize::try_from(READ_BYTES).unwrap_or(usize::MAX);
+            (start..end)
+                .step_by(step)
+                .map(move |piece| (piece, end.min(piece + READ_BYTES)))
+        });
+        loop {
+            let batch: Vec<(u64, u64)> = pieces.by_ref().take(READS_AT_ONCE).collect();
+            if batch.is_empty() || walk.progress.is_stopped() {
+                return;
+            }
+            let found: Vec<Vec<Run>> = batch
+                .par_iter()
+                .map_init(Vec::new, |buffer, &(start, end)| {
+                    let found = read_piece(walk, buffer, start, end);
+                    walk.progress.advance(end - start);
+                    found
+                })
+                .collect();
+            for run in found.into_iter().flatten() {
+                runs.push(run);
+            }
+        }
+    }
+}
+
+/// The host cluster of an entry that has one of its own in the file.
+fn standard(mapped: Mapped) -> Option<HostCluster> {
+    match mapped.target {
+        Target::Standard { cluster, .. } => cluster.ok(),
+        Target::External { .. } | Target::Compressed { .. } => None,
+    }
+}
+
+/// The runs found so far, in order; a bounded list, and how many more there are.
+#[derive(Debug, Default)]
+struct Runs {
+    kept: Vec<Run>,
+    more: u64,
+}
+
+impl Runs {
+    /// Adds a run, to the last where it goes on from that.
+    fn push(&mut self, run: Run) {
+        if let Some(last) = self.kept.last_mut()
+            && last.end == run.start
+            && last.error.kind() == run.error.kind()
+        {
+            last.end = run.end;
+        } else if self.kept.len() < KEPT_RUNS {
+            self.kept.push(run);
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+/// Reads bytes; where that fails, block by block, to find which of them.
+fn read_piece<S: Storage>(
+    walk: Walk<'_, S>,
+    buffer: &mut Vec<u8>,
+    start: u64,
+    end: u64,
+) -> Vec<Run> {
+    let storage = walk.image.storage();
+    let mut found = Vec::new();
+    // Where the system cannot say, everything may be data.
+    let from = storage.next_data(start).unwrap_or(Some(start));
+    let Some(from) = from.filter(|from| *from < end && !walk.progress.is_stopped()) else {
+        return found;
+    };
+    let from = from.max(start);
+    buffer.resize(usize::try_from(end - from).unwrap_or(0), 0);
+    if storage.read_at(from, buffer).is_ok() {
+        return found;
+    }
+    let mut block = from;
+    while block < end && !walk.progress.is_stopped() {
+        let block_end = end.min((block + 1).next_multiple_of(BLOCK_BYTES));
+        let bytes = usize::try_from(block_end - block).unwrap_or(0);
+        if let Some(buffer) = buffer.get_mut(..bytes)
+            && let Err(error) = storage.read_at(block, buffer)
+        {
+            found.push(Run {
+                start: block,
+                end: block_end,
+                error,
+            });
+        }
+        block = block_end;
+    }
+    found
+}
+
+/// Notes the runs, with who owns them.
+fn name<S: Storage>(walk: Walk<'_, S>, survey: &Survey, runs: &[Run], notes: &mut Notes) {
+    let geometry = walk.geometry;
+    let ranges: Vec<ClusterRange> = runs
+        .iter()
+        .map(|run| {
+            let start = run.start >> geometry.cluster_bits();
+            ClusterRange {
+                start: HostCluster(start),
+                count: geometry.clusters_for(run.end).saturating_sub(start),
+            }
+        })
+        .collect();
+    let mut owners: BTreeMap<usize, Owners> = BTreeMap::new();
+    for claim in &survey.claims {
+        let meets = ranges.partition_point(|range| range.end() <= claim.clusters.start.0);
+        let met = (meets..).zip(ranges.get(meets..).unwrap_or(&[]));
+        for (index, range) in met.take_while(|(_, it)| it.start.0 < claim.clusters.end()) {
+            let owner = Owner {
+                kind: claim.kind,
+                place: claim.place,
+                trees: None,
+                guest: None,
+                host: claim.clusters,
+            };
+            let owner = owner.clipped_to(*range);
+            owners.entry(index).or_default().push(owner);
+        }
+    }
+    let of_tables = owners_in_tables(walk, survey, &ranges);
+    for (index, more) in of_tables.into_iter().flatten() {
+        let owners = owners.entry(index).or_default();
+        for owner in more.named {
+            owners.push(owner);
+        }
+        owners.more += more.more;
+    }
+    for (index, (run, range)) in runs.iter().zip(ranges).enumerate() {
+        let place = Place::Clusters { start: range.start };
+        let bytes = format!("bytes {:#x}-{:#x}: {}", run.start, run.end, run.error);
+        let mut finding = Finding::new(Code::DataUnreadable, place)
+            .host(range)
+            .count(range.count)
+            .detail(bytes);
+        finding.owners = owners.remove(&index).unwrap_or_default();
+        // Mappings that share it have it at the same place.
+        let mut guests = finding.owners.named.iter().map(|owner| owner.guest);
+        let first = guests.next().flatten();
+        let is_one = finding.owners.more == 0 && guests.all(|guest| guest == first);
+        finding.guest = first.filter(|_| is_one);
+        notes.push(finding);
+        notes.gap(Gap::unreadable(place, &run.error));
+    }
+}
+
+/// The owners of ranges, by the ranges' numbers, as the L2 tables name them.
+fn owners_in_tables<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    ranges: &[ClusterRange],
+) -> Vec<BTreeMap<usize, Owners>> {
+    let geometry = walk.geometry;
+    gather(
+        walk,
+        survey,
+        |found: &mut BTreeMap<usize, Owners>, item, mapped| {
+            let Some(cluster) = standard(mapped) else {
+                return;
+            };
+            let index = ranges.partition_point(|range| range.end() <= cluster.0);
+            let range = ranges.get(index);
+            if range.is_none_or(|range| range.start > cluster) {
+                return;
+            }
+            found.entry(index).or_default().push(Owner {
+                kind: OwnerKind::GuestData,
+                place: Place::L2Entry {
+                    table: item.cluster,
+                    index: mapped.index,
+                },
+                trees: Some(item.trees),
+                guest: Some(geometry.guest_range(mapped.guest_cluster, 1)),
+                host: ClusterRange::one(cluster),
+            });
+        },
+    )
+}
