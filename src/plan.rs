@@ -26,6 +26,7 @@ mod notes;
 mod overlaps;
 mod refcounts;
 mod rehearsal;
+mod remains;
 mod sectors;
 mod snapshots;
 mod space;
@@ -245,6 +246,8 @@ enum Pass {
     Overlaps,
     /// Counts that are too high, once nothing else is wrong.
     Lower,
+    /// The autoclear bit of bitmaps that are not there, once nothing looks like them.
+    LoneBit,
 }
 
 impl Mode {
@@ -267,6 +270,7 @@ impl Mode {
                 Pass::Entries,
                 Pass::Raise,
                 Pass::Lower,
+                Pass::LoneBit,
             ],
         }
     }
@@ -319,10 +323,11 @@ fn attempt<S: Storage>(
             return nothing(original, check, withheld);
         }
         draft.refuse_failed_reads()?;
-        let before = before.get_or_insert_with(|| {
-            draft.notes().remember(&examination);
-            examination.to_check()
-        });
+        draft
+            .notes()
+            .remember(&examination)
+            .map_err(|source| read_error(original.path(), source))?;
+        let before = before.get_or_insert_with(|| examination.to_check());
         if let Some(withheld) = evidence::forbidden(&examination) {
             return nothing(original, before.clone(), vec![withheld]);
         }
@@ -386,12 +391,13 @@ fn run<S: Storage>(
 ) -> io::Result<Changes> {
     Ok(match pass {
         Pass::Entries => entries::correct(examination, wishes, notes),
-        Pass::Refcounts => refcounts::rebuild(examination)?,
-        Pass::Raise => adjust::raise(examination),
+        Pass::Refcounts => refcounts::rebuild(examination, wishes, notes)?,
+        Pass::Raise => adjust::raise(examination)?,
         Pass::Snapshots => snapshots::correct(examination, wishes, notes)?,
         Pass::Bitmaps => bitmaps::correct(examination, wishes, notes)?,
+        Pass::LoneBit => bitmaps::clear_lone_bit(examination),
         Pass::Overlaps => overlaps::part(examination, wishes, notes)?,
-        Pass::Lower => adjust::lower(examination, wishes, notes),
+        Pass::Lower => adjust::lower(examination, wishes, notes)?,
     })
 }
 

@@ -107,7 +107,6 @@ fn what_a_lost_pointer_hides_is_never_freed() {
         "237-snapshot-l1-unaligned",
         "240-snapshot-l1-size-zero",
         "253-snapshot-l1-entry-lost",
-        "263-bitmap-directory-size-wrong",
         "301-header-l1-unaligned",
         "302-header-l1-at-data",
         "330-dirty-bit-with-l1-entry-lost",

@@ -17,6 +17,7 @@
 //! | `power` | power cuts on real file systems |
 //! | `reads` | a read that fails, or a stop, makes no plan smaller: it is whole, or there is none |
 //! | `real` | bitmaps and snapshots of the real tools, read by the real tools afterwards |
+//! | `fuzz` | random damage, held against the image before it |
 //! | `given_back` | what is freed, and what of it the file system gets back |
 //! | `headline` | ten ways to lose data with `qemu-img check -r`, and that nothing of it is lost here |
 //! | `used` | an image somebody wrote to after a cut repair is not put back |
@@ -34,6 +35,7 @@ mod compressed;
 mod content;
 mod entries;
 mod faults;
+mod fuzz;
 mod given_back;
 mod guest;
 mod headline;

@@ -3,14 +3,19 @@
 //! Comes in: an examination and a permit. Goes out: patches of single counts and flags. Never here: new structures, or a
 //! patch in a cluster that has an owner besides the structure it belongs to.
 
+use std::collections::BTreeSet;
+use std::io;
+
 use super::changes::{Changes, Patch};
 use super::evidence::{self, Permit};
 use super::notes::{DraftNotes, is_leaked};
+use super::remains;
+use super::space::holds_data;
 use super::{RepairOptions, StageKind};
 use crate::check::{Difference, Examination};
 use crate::coverage::Gap;
 use crate::finding::Code;
-use crate::qcow2::{Geometry, HostCluster, HostOffset, L1Entry, Place, Tree, words};
+use crate::qcow2::{Geometry, HostCluster, HostOffset, L1Entry, Place, SECTOR_BYTES, Tree, words};
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
@@ -18,12 +23,52 @@ use crate::walk::l2_table::{Rules, Target};
 use crate::walk::{L2Item, Survey};
 
 /// Raises counts that are too low, and puts the COPIED flags right.
-pub(super) fn raise<S: Storage>(examination: &Examination<'_, S>) -> Changes {
+pub(super) fn raise<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Changes> {
     let permit = Permit {
         may_correct: true,
         may_lower: None,
     };
-    patches(examination, permit)
+    let mut changes = patches(examination, permit)?;
+    changes.patches.extend(protect(examination)?);
+    Ok(changes)
+}
+
+/// Gives a count of one to what is not blank and has lost its count together with a cluster that was shared: the tables
+/// that shared it may be there.
+fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch>> {
+    let geometry = examination.walk.geometry;
+    let per_sector = (SECTOR_BYTES * 8) >> geometry.refcount_order();
+    let differences = examination.differences();
+    let contested = contested_clusters(differences);
+    let lost_counts = remains::lost_counts(examination)?;
+    let lost = differences.iter().map(|known| known.cluster);
+    let lost = lost.filter(|&cluster| lost_counts.contains(cluster));
+    let sectors: BTreeSet<u64> = lost.map(|cluster| cluster.0 / per_sector).collect();
+    let mut patches = Vec::new();
+    for sector in sectors {
+        let clusters = sector * per_sector..(sector + 1) * per_sector;
+        let unused = examination.unused_clusters(HostCluster(clusters.start));
+        for cluster in unused.take_while(|cluster| clusters.contains(&cluster.0)) {
+            let block = refcount_block(&examination.survey, geometry, cluster);
+            let block = block.filter(|&block| {
+                !contested.contains(block) && is_in_file(geometry, block, cluster)
+            });
+            let storage = examination.walk.image.storage();
+            if let Some(block) = block
+                && holds_data(storage, geometry, cluster)?
+            {
+                patches.push(Patch::refcount(
+                    StageKind::RaiseRefcounts,
+                    Code::RefcountZero,
+                    geometry.offset_of(block).0,
+                    geometry.refcount_order(),
+                    cluster.0 % geometry.refcount_block_entries(),
+                    1,
+                ));
+            }
+        }
+    }
+    Ok(patches)
 }
 
 /// Lowers counts that are too high, where that is proven to free nothing that is used.
@@ -31,19 +76,22 @@ pub(super) fn lower<S: Storage>(
     examination: &Examination<'_, S>,
     wishes: &RepairOptions,
     notes: &DraftNotes,
-) -> Changes {
+) -> io::Result<Changes> {
     let (permit, withheld) = evidence::permit(examination, wishes, notes);
-    Changes {
+    Ok(Changes {
         withheld,
-        ..patches(examination, permit)
-    }
+        ..patches(examination, permit)?
+    })
 }
 
 /// Everything the permit allows, as patches, and the clusters that are free then.
-fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> Changes {
+fn patches<S: Storage>(
+    examination: &Examination<'_, S>,
+    permit: Permit<'_>,
+) -> io::Result<Changes> {
     let differences = examination.differences();
     let contested = contested_clusters(differences);
-    let counts = planned_counts(examination, permit, differences, &contested);
+    let counts = planned_counts(examination, permit, differences, &contested)?;
     let mut patches = refcount_patches(examination, differences, &counts);
     // Where nothing but leaks was found, every flag fits its count: only what is lowered to one gets a new flag.
     if permit.may_correct || permit.may_lower.is_some() {
@@ -55,11 +103,11 @@ fn patches<S: Storage>(examination: &Examination<'_, S>, permit: Permit<'_>) -> 
     }
     let leaked = differences.iter().zip(&counts);
     let freed = leaked.filter(|(difference, count)| is_leaked(difference) && **count == Some(0));
-    Changes {
+    Ok(Changes {
         patches,
         freed: freed.map(|(difference, _)| difference.cluster).collect(),
         ..Changes::default()
-    }
+    })
 }
 
 /// Clusters with users that may not share them: nothing is written there.
@@ -80,30 +128,31 @@ fn planned_counts<S: Storage>(
     permit: Permit<'_>,
     differences: &[Difference],
     contested: &ClusterSet,
-) -> Vec<Option<u64>> {
+) -> io::Result<Vec<Option<u64>>> {
     let geometry = examination.walk.geometry;
-    differences
-        .iter()
-        .map(|difference| {
-            let stored = difference.stored?;
-            let wanted = difference.expected.min(geometry.refcount_max());
-            let is_allowed = if wanted > stored {
-                permit.may_correct
-            } else {
-                permit.may_lower.is_some()
-            };
-            let block = refcount_block(&examination.survey, geometry, difference.cluster);
-            // A block that the file ends in has counts that are not on disk; writing one would grow the file.
-            let is_writable = block.is_some_and(|block| {
-                !contested.contains(block) && is_in_file(geometry, block, difference.cluster)
-            });
-            Some(if is_allowed && is_writable {
-                wanted
-            } else {
-                stored
-            })
+    let lost = remains::lost_counts(examination)?;
+    let counts = differences.iter().map(|difference| {
+        let stored = difference.stored?;
+        let once_shared = u64::from(lost.contains(difference.cluster));
+        let wanted = difference.expected + once_shared;
+        let wanted = wanted.min(geometry.refcount_max());
+        let is_allowed = if wanted > stored {
+            permit.may_correct
+        } else {
+            permit.may_lower.is_some()
+        };
+        let block = refcount_block(&examination.survey, geometry, difference.cluster);
+        // A block that the file ends in has counts that are not on disk; writing one would grow the file.
+        let is_writable = block.is_some_and(|block| {
+            !contested.contains(block) && is_in_file(geometry, block, difference.cluster)
+        });
+        Some(if is_allowed && is_writable {
+            wanted
+        } else {
+            stored
         })
-        .collect()
+    });
+    Ok(counts.collect())
 }
 
 /// Whether a cluster's count lies before the end of the file, in the block at `block`.

@@ -10,6 +10,8 @@
 //! The extension may lie across two sectors, so nothing must believe it while it changes: the autoclear bit is cleared
 //! first and set last. A cut in between leaves bitmaps that count for nothing, which the next writer drops.
 
+mod extension;
+
 use std::collections::BTreeMap;
 use std::io;
 
@@ -19,11 +21,10 @@ use super::space::{self, Space};
 use super::{Overlaps, RepairOptions, StageKind, Withheld, refcounts};
 use crate::check::Examination;
 use crate::finding::{Code, OwnerKind, Severity};
-use crate::image::read_extensions;
 use crate::qcow2::{
     AUTOCLEAR_BITMAPS, BITMAPS_EXTENSION_BYTES, BitmapDirectoryEntry, BitmapsExtension,
     ClusterRange, DirectoryDecode, Extension, ExtensionArea, ExtensionKind, HostCluster,
-    MAX_BITMAPS, SECTOR_BYTES, words,
+    MAX_BITMAPS, words,
 };
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
@@ -50,6 +51,12 @@ const CODES: [Code; 10] = [
     Code::BitmapsAutoclearWithoutExtension,
 ];
 
+/// Findings about all bitmaps at once.
+const BROKEN: [Code; 2] = [
+    Code::BitmapsExtensionMalformed,
+    Code::BitmapDirectoryMalformed,
+];
+
 /// What the examination calls for.
 pub(super) fn correct<S: Storage>(
     examination: &Examination<'_, S>,
@@ -70,6 +77,7 @@ pub(super) fn correct<S: Storage>(
     }
     let repair = Repair {
         examination,
+        wishes,
         drops_contested: wishes.overlaps == Overlaps::Clone,
         of_two_bitmaps: notes.doubt().map(|_| claimed_twice(examination)),
         of_other_structures: claimed_by_others(examination),
@@ -83,6 +91,22 @@ pub(super) fn correct<S: Storage>(
         changes.withheld = repair.for_all(&reason);
     }
     Ok(changes)
+}
+
+/// Clears the bit without bitmaps: the specification calls it an error. While something leaks, it may be all that is left
+/// of them.
+pub(super) fn clear_lone_bit<S: Storage>(examination: &Examination<'_, S>) -> Changes {
+    let mut changes = Changes::default();
+    let code = Code::BitmapsAutoclearWithoutExtension;
+    let findings = &examination.notes.findings;
+    let is_alone = findings.total_of(code).count > 0 && findings.count_of(Severity::Leak) == 0;
+    if is_alone && !examination.has_conflict(HostCluster(0)) {
+        let features = examination.walk.image.header().autoclear_features & !AUTOCLEAR_BITMAPS;
+        let stage = StageKind::SuspendBitmaps;
+        let patch = Patch::word(stage, code, AUTOCLEAR_FEATURES_OFFSET, features);
+        changes.patches.push(patch);
+    }
+    changes
 }
 
 /// A bitmap as the directory lists it.
@@ -109,6 +133,7 @@ struct Directory {
 
 struct Repair<'a, 'e, S> {
     examination: &'a Examination<'e, S>,
+    wishes: &'a RepairOptions,
     drops_contested: bool,
     /// Where something looks leaked: a user besides bitmaps may be a damaged pointer that meant it, and the bitmap be
     /// right. Then only what bitmaps claim twice tells against them.
@@ -229,7 +254,6 @@ impl<S: Storage> Repair<'_, '_, S> {
             .iter()
             .filter(|extension| extension.kind == ExtensionKind::Bitmaps);
         let Some(extension) = found.next() else {
-            self.clear_lone_bit(changes);
             return Ok(Ok(()));
         };
         if found.next().is_some() {
@@ -252,6 +276,9 @@ impl<S: Storage> Repair<'_, '_, S> {
             changes.patches.push(patch);
             return Ok(Ok(()));
         }
+        if is_live && let Some(done) = self.mend_fields(extension, changes)? {
+            return Ok(done);
+        }
         let area = with_length.as_ref().unwrap_or(area);
         let extension = area.find(ExtensionKind::Bitmaps).unwrap_or(extension);
         let judged = judge_extension(self.examination.walk, extension);
@@ -267,15 +294,33 @@ impl<S: Storage> Repair<'_, '_, S> {
         self.plan_live(area, extension, &directory, changes)
     }
 
-    /// The bit without bitmaps: the specification calls it an error. While something leaks, it may be all that is left
-    /// of them.
-    fn clear_lone_bit(&self, changes: &mut Changes) {
-        let leaks = self.examination.notes.findings.count_of(Severity::Leak);
-        if self.found(Code::BitmapsAutoclearWithoutExtension) && leaks == 0 {
-            changes
-                .patches
-                .push(self.autoclear(StageKind::SuspendBitmaps, false));
+    /// Corrects a field of a broken extension, or says why nothing is done; nothing where it is not broken, or where its
+    /// loss is accepted.
+    fn mend_fields(
+        &self,
+        extension: &Extension,
+        changes: &mut Changes,
+    ) -> io::Result<Option<Result<(), String>>> {
+        let mut broken = BROKEN
+            .into_iter()
+            .filter(|&code| self.found(code))
+            .peekable();
+        if broken.peek().is_none() || !extension.offset.is_multiple_of(8) {
+            return Ok(None);
         }
+        if let Some(corrected) = self.with_right_fields(extension)? {
+            let patches = self.correct_fields(extension, corrected);
+            changes.patches.extend(patches);
+            return Ok(Some(Ok(())));
+        }
+        if broken.any(|code| self.wishes.accepts(code)) {
+            return Ok(None);
+        }
+        Ok(Some(Err(format!(
+            "the directory or what the header says of it is damaged, and nothing proves what it was: restore it from a copy \
+             of the image, or drop what cannot be read with --accept-loss {}",
+            self.because()
+        ))))
     }
 
     fn autoclear(&self, stage: StageKind, is_set: bool) -> Patch {
@@ -286,35 +331,6 @@ impl<S: Storage> Repair<'_, '_, S> {
             features & !AUTOCLEAR_BITMAPS
         };
         Patch::word(stage, self.because(), AUTOCLEAR_FEATURES_OFFSET, features)
-    }
-
-    /// The extension area as it is with 24 bytes of bitmaps extension, where it has another number now and makes sense
-    /// with that one.
-    fn with_right_length(&self, extension: &Extension) -> Option<ExtensionArea> {
-        let length = usize::try_from(BITMAPS_EXTENSION_BYTES).ok()?;
-        if extension.data.len() == length {
-            return None;
-        }
-        let image = self.examination.walk.image;
-        let mut bytes = image.header_bytes().to_vec();
-        let start = usize::try_from(extension.offset).ok()?.checked_add(4)?;
-        let field = bytes.get_mut(start..start.checked_add(4)?)?;
-        field.copy_from_slice(&BITMAPS_EXTENSION_BYTES.to_be_bytes());
-        let area = read_extensions(image.header(), &bytes);
-        let found = area.find(ExtensionKind::Bitmaps)?;
-        (area.overrun.is_none() && found.offset == extension.offset).then_some(area)
-    }
-
-    /// Whether the bitmaps of an extension area are all that they should be.
-    fn is_sound_area(&self, area: &ExtensionArea) -> io::Result<bool> {
-        let extension = area.find(ExtensionKind::Bitmaps);
-        let judged = extension.map(|extension| judge_extension(self.examination.walk, extension));
-        let Some(Ok(bitmaps)) = judged else {
-            return Ok(false);
-        };
-        let directory = self.read_directory(bitmaps)?;
-        let stays = self.stays(&directory);
-        Ok(directory.is_whole && stays.iter().all(|&stays| stays))
     }
 
     /// Reads the directory, and judges each bitmap by itself.
@@ -517,47 +533,6 @@ impl<S: Storage> Repair<'_, '_, S> {
         patches
             .map(|(offset, word)| Patch::word(stage, because, offset, word))
             .collect()
-    }
-
-    /// Ends the life of the extension, where that takes one sector. Elsewhere it stays, and nothing believes it.
-    fn remove_extension(&self, area: &ExtensionArea, extension: &Extension, changes: &mut Changes) {
-        if let Some(patches) = self.removal(area, extension) {
-            changes.patches.extend(patches);
-            return;
-        }
-        let reason = "the extension cannot be taken out of the header in one sector; nothing believes it any more, and the next \
-            program that writes to the image drops it";
-        changes.withheld.push(Withheld {
-            code: Code::BitmapsStale,
-            count: 1,
-            reason: reason.to_owned(),
-        });
-    }
-
-    /// The words of the extension area that change when the extension goes, if they are all in one sector.
-    fn removal(&self, area: &ExtensionArea, extension: &Extension) -> Option<Vec<Patch>> {
-        let step = |extension: &Extension| 8 + (extension.data.len() as u64).next_multiple_of(8);
-        let start = extension.offset;
-        if !start.is_multiple_of(8) || area.overrun.is_some() {
-            return None;
-        }
-        let last = area.extensions.last()?;
-        if last.offset == start {
-            return Some(self.words_at(start, [0]));
-        }
-        let end = last.offset + step(last);
-        if start / SECTOR_BYTES != (end - 1) / SECTOR_BYTES {
-            return None;
-        }
-        let range =
-            |from: u64, to: u64| Some(usize::try_from(from).ok()?..usize::try_from(to).ok()?);
-        let header_bytes = self.examination.walk.image.header_bytes();
-        let mut later = header_bytes
-            .get(range(start + step(extension), end)?)?
-            .to_vec();
-        // What follows is zero, and so an end marker.
-        later.resize(usize::try_from(end - start).ok()?, 0);
-        Some(self.words_at(start, words(&later)))
     }
 
     /// Releases what bitmaps that nobody believed have left behind, as far as it is what it seems.

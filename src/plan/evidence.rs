@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::changes::Withheld;
 use super::notes::DraftNotes;
+use super::remains;
 use super::{Mode, RepairOptions};
 use crate::check::{Check, Difference, Examination};
 use crate::coverage::Complete;
@@ -21,6 +22,37 @@ pub(super) struct Permit<'a> {
     pub(super) may_correct: bool,
     /// Lower counts: only with the proof that nothing was left out.
     pub(super) may_lower: Option<Complete<'a>>,
+}
+
+/// Findings about pointers past the end of the file, which may have been cut off.
+const PAST_END_CODES: [Code; 7] = [
+    Code::RefcountTablePastEnd,
+    Code::RefcountBlockPastEnd,
+    Code::L1TablePastEnd,
+    Code::L2TablePastEnd,
+    Code::L2EntryPastEnd,
+    Code::CompressedPastEnd,
+    Code::SnapshotL1PastEnd,
+];
+
+/// Whether the file may once have been longer than it is.
+pub(super) fn may_be_cut_off<S: Storage>(examination: &Examination<'_, S>) -> bool {
+    let findings = &examination.notes.findings;
+    PAST_END_CODES
+        .iter()
+        .any(|&code| findings.total_of(code).count > 0)
+}
+
+/// Whether some cluster looks leaked that this repair has not put out of use itself.
+pub(super) fn has_leaks<S: Storage>(examination: &Examination<'_, S>, draft: &DraftNotes) -> bool {
+    let file_clusters = examination.walk.geometry.file_clusters();
+    let is_leaked = |known: &Difference| {
+        known.expected == 0
+            && known.stored > Some(0)
+            && known.cluster.0 < file_clusters
+            && !draft.released.contains(known.cluster)
+    };
+    examination.differences().iter().any(is_leaked)
 }
 
 /// More leaked clusters than this are not looked through for lost tables, and so not freed.
@@ -271,6 +303,7 @@ fn suspicious_clusters<S: Storage>(
             "there are too many leaked clusters to look through for lost tables".to_owned(),
         );
     }
+    let named_by_remains = remains::named(examination, &leaked);
     let has_data_file = examination.walk.image.header().has_data_file();
     let cluster_bytes = usize::try_from(geometry.cluster_bytes()).unwrap_or(0);
     let suspects: Vec<Suspect> = leaked
@@ -282,6 +315,9 @@ fn suspicious_clusters<S: Storage>(
             }
             let image = examination.walk.image;
             let start = geometry.offset_of(cluster).0;
+            if named_by_remains.contains(cluster) {
+                return Some(Suspect { cluster, named: 0 });
+            }
             let data = image.storage().next_data(start).unwrap_or(Some(start));
             if data.is_none_or(|data| data >= start + geometry.cluster_bytes()) {
                 return None;
@@ -294,7 +330,8 @@ fn suspicious_clusters<S: Storage>(
             let named = named.count() as u64;
             // In an external data file's tables no offset is one of this file, so nothing can be told by them.
             let may_be_table = (has_data_file && bytes.iter().any(|&byte| byte != 0))
-                || reads_as_table(geometry, &bytes);
+                || reads_as_table(geometry, &bytes)
+                || remains::reads_as_list(geometry, &bytes);
             (is_unreadable || named > 0 || may_be_table).then_some(Suspect { cluster, named })
         })
         .collect();
@@ -351,8 +388,8 @@ fn describe(suspects: &[Suspect], cluster_bytes: u64) -> String {
         String::new()
     };
     format!(
-        "leaked clusters that name clusters counted more often than they are used, or read as a table throughout, may be a \
-         lost table, snapshot or bitmap: {}{more}; --accept-loss {} frees them and all they name",
+        "leaked clusters that name clusters counted more often than they are used, read as a table throughout, or are named \
+         behind the end of one, may be a lost table, snapshot or bitmap: {}{more}; --accept-loss {} frees them and all they name",
         shown.collect::<Vec<_>>().join("; "),
         Code::LostMappingSuspected
     )

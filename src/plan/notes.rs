@@ -4,7 +4,9 @@
 //! here: a decision on a change.
 
 use std::cell::OnceCell;
+use std::io;
 
+use super::remains;
 use crate::check::{Difference, Examination};
 use crate::finding::Code;
 use crate::qcow2::HostCluster;
@@ -36,9 +38,13 @@ impl DraftNotes {
     }
 
     /// Keeps what only the image as it is can tell; the first answer stays.
-    pub(super) fn remember<S: Storage>(&self, examination: &Examination<'_, S>) {
-        self.doubt.get_or_init(|| doubt(examination));
+    pub(super) fn remember<S: Storage>(&self, examination: &Examination<'_, S>) -> io::Result<()> {
+        if self.doubt.get().is_none() {
+            let doubt = doubt(examination)?;
+            self.doubt.get_or_init(|| doubt);
+        }
         self.leaked.get_or_init(|| leaked(examination));
+        Ok(())
     }
 
     /// Why some cluster may be one that a damaged pointer meant.
@@ -74,20 +80,21 @@ const HIDING_CODES: [Code; 7] = [
 ];
 
 /// Looks for clusters that a damaged pointer may have meant.
-fn doubt<S: Storage>(examination: &Examination<'_, S>) -> Option<Doubt> {
+fn doubt<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Option<Doubt>> {
     let findings = &examination.notes.findings;
     let unknown = &examination.survey.unknown_counts;
     let is_hidden = |code: &Code| findings.total_of(*code).count > 0;
     let has_unknown = unknown.all || !unknown.blocks.is_empty();
-    if has_unknown || HIDING_CODES.iter().any(is_hidden) {
-        return Some(Doubt::CountsUnknown);
+    let is_unknown = has_unknown || HIDING_CODES.iter().any(is_hidden);
+    if is_unknown || !remains::lost_counts(examination)?.is_empty() {
+        return Ok(Some(Doubt::CountsUnknown));
     }
     let file_clusters = examination.walk.geometry.file_clusters();
     let is_unaccounted = |difference: &Difference| {
         difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
     };
     let has_unaccounted = examination.differences().iter().any(is_unaccounted);
-    has_unaccounted.then_some(Doubt::LooksLeaked)
+    Ok(has_unaccounted.then_some(Doubt::LooksLeaked))
 }
 
 /// Whether a cluster is counted, and nothing uses it.

@@ -4,15 +4,17 @@
 //! switch of the header. Never here: a change to a refcount block in place (that is `adjust.rs`), a count lowered: what
 //! nothing refers to but is not blank keeps a count of one, as a leak, until it is proven worthless.
 
+mod contested;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
 use super::changes::{Changes, Fresh, Patch};
+use super::notes::{Doubt, DraftNotes};
 use super::space::{Space, holds_data, no_room};
-use super::{StageKind, Withheld};
+use super::{RepairOptions, StageKind, Withheld, remains};
 use crate::check::{Difference, Examination};
-use crate::coverage::Gap;
 use crate::finding::Code;
 use crate::qcow2::{
     ClusterRange, HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, Place, RefcountTableEntry,
@@ -20,9 +22,6 @@ use crate::qcow2::{
 };
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
-use crate::walk::L2Item;
-use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{Rules, Target};
 
 /// Header fields of the refcount table, in bytes from the start of the file.
 const TABLE_OFFSET_FIELD: u64 = 48;
@@ -42,7 +41,11 @@ const ANSWERED: [Code; 9] = [
 ];
 
 /// Builds what is damaged or missing.
-pub(super) fn rebuild<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Changes> {
+pub(super) fn rebuild<S: Storage>(
+    examination: &Examination<'_, S>,
+    wishes: &RepairOptions,
+    notes: &DraftNotes,
+) -> io::Result<Changes> {
     let mut changes = Changes::default();
     let findings = &examination.notes.findings;
     let Some(because) = ANSWERED
@@ -53,6 +56,23 @@ pub(super) fn rebuild<S: Storage>(examination: &Examination<'_, S>) -> io::Resul
     };
     let damage = Damage::find(examination)?;
     if damage.is_none() {
+        return Ok(changes);
+    }
+    if let Some(patch) = contested::shrunk_table(examination, because) {
+        changes.patches.push(patch);
+        return Ok(changes);
+    }
+    if notes.doubt() == Some(Doubt::LooksLeaked)
+        && !wishes.accepts(Code::MetadataOverlap)
+        && contested::tells_of_leaks(examination)
+    {
+        changes.withheld.push(Withheld {
+            code: Code::MetadataOverlap,
+            count: findings.total_of(Code::MetadataOverlap).count,
+            reason: "something looks leaked, and the pointer that leads into the refcount structures may have meant it; moving them \
+                would hide that; --accept-loss metadata-overlap moves them"
+                .to_owned(),
+        });
         return Ok(changes);
     }
     let built = match Space::new(examination) {
@@ -156,7 +176,7 @@ impl Damage {
         damage.look_at_unknown_ranges(examination)?;
         damage.find_strays(examination)?;
         if !damage.needy.is_empty() {
-            find_once_shared(examination, &damage.once_shared);
+            damage.once_shared = remains::unflagged(examination)?;
         }
         Ok(damage)
     }
@@ -224,47 +244,21 @@ impl Damage {
     }
 }
 
-/// Finds what the active mapping uses without COPIED: where the counts are lost, the flag is all that still tells of
-/// another user, and of a snapshot that is lost as well.
-fn find_once_shared<S: Storage>(examination: &Examination<'_, S>, once_shared: &ClusterSet) {
-    let walk = examination.walk;
-    if walk.image.header().has_data_file() {
-        return;
-    }
-    let rules = Rules::new(walk);
-    read_tables(walk, &examination.survey.l2_tables, || Unflagged {
-        rules: &rules,
-        once_shared,
-    });
+/// How many clusters a refcount table for this file has at least.
+fn needed_table_cluster_count<S: Storage>(examination: &Examination<'_, S>) -> u64 {
+    let geometry = examination.walk.geometry;
+    let per_block = geometry.refcount_block_entries();
+    let entries = geometry.file_clusters().div_ceil(per_block);
+    geometry.clusters_for(entries.saturating_mul(8))
 }
 
-struct Unflagged<'a> {
-    rules: &'a Rules,
-    once_shared: &'a ClusterSet,
-}
-
-impl GroupVisitor<L2Item> for Unflagged<'_> {
-    fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
-        if item.trees.active == 0 {
-            return;
-        }
-        if item.active_copied == 0 {
-            self.once_shared.insert(item.cluster);
-        }
-        let rules = self.rules;
-        rules.walk_table(item, bytes, None, |mapped| {
-            if let Target::Standard {
-                cluster: Ok(cluster),
-                copied: false,
-                ..
-            } = mapped.target
-            {
-                self.once_shared.insert(cluster);
-            }
-        });
-    }
-
-    fn miss(&mut self, _item: &L2Item, _gap: Gap) {}
+/// The clusters of the refcount table that hold the entries which this file needs.
+fn needed_table_clusters<S: Storage>(examination: &Examination<'_, S>) -> Range<u64> {
+    let clusters = needed_table_cluster_count(examination);
+    table_claim(examination).map_or(0..0, |claim| {
+        let end = claim.start.0.saturating_add(clusters);
+        claim.start.0..end.min(claim.end())
+    })
 }
 
 /// The refcount table's clusters, where it has any.
@@ -307,7 +301,8 @@ fn build<S: Storage>(
         let replaced = examination.survey.refcount_blocks.iter();
         let replaced = replaced.filter(|block| structure.blocks.contains_key(&block.index));
         let replaced = replaced.map(|block| block.cluster);
-        let table = old_table.iter().flat_map(|claim| claim.clusters());
+        // What lies behind the entries that are needed may never have been a part of it.
+        let table = needed_table_clusters(examination).map(HostCluster);
         for cluster in table.chain(replaced) {
             *released.entry(cluster).or_default() += 1;
         }

@@ -338,6 +338,16 @@ impl<S: Storage> Repair<'_, '_, S> {
                 copy of the image, or accept the loss";
             return Err(self.for_all(reason));
         }
+        if evidence::may_be_cut_off(self.examination) {
+            let reason = "the file ends before what its tables name, so the snapshot table may have been cut off too: find the \
+                file's tail, or accept the loss";
+            return Err(self.for_all(reason));
+        }
+        if evidence::has_leaks(self.examination, self.notes) {
+            let reason = "some cluster is counted that nothing uses, and be it empty it may be the L1 table of a snapshot that is \
+                zeros now; restore the table from a copy of the image, or accept the loss";
+            return Err(self.for_all(reason));
+        }
         if let Some(lost) = evidence::suspicion(self.examination, self.notes) {
             let reason = format!(
                 "entries of zeros may have been snapshots: {lost}; restore the table from a copy of the image, or accept \

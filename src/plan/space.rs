@@ -72,6 +72,8 @@ impl<'a> Space<'a> {
             let blank = examination
                 .unused_clusters(HostCluster(1))
                 .filter(move |cluster| !elsewhere.contains(&cluster.0))
+                // What is not known to be free may be in use, be it empty.
+                .filter(|_| examination.is_block_device || !has_unknown_counts(examination))
                 .filter(|&cluster| is_blank(examination, cluster).unwrap_or(false));
             Box::new(behind.map(HostCluster).chain(blank))
         };
@@ -120,6 +122,16 @@ impl<'a> Space<'a> {
         self.taken
             .retain(|(cluster, _)| !range.contains(&cluster.0));
     }
+}
+
+/// Whether some stored counts are not those that the image once had.
+fn has_unknown_counts<S: Storage>(examination: &Examination<'_, S>) -> bool {
+    let unknown = &examination.survey.unknown_counts;
+    let findings = &examination.notes.findings;
+    let codes = [Code::RefcountTablePastEnd, Code::RefcountBlockPastEnd];
+    unknown.all
+        || !unknown.blocks.is_empty()
+        || codes.iter().any(|&code| findings.total_of(code).count > 0)
 }
 
 /// Why nothing could be taken.

@@ -228,3 +228,95 @@ fn table_that_is_said_to_be_longer_drops_no_bitmap() {
         });
     }
 }
+
+#[test]
+fn snapshot_that_a_stale_header_does_not_count_keeps_its_empty_tables() {
+    for bits in [9, 12] {
+        let forge = Forge::new().cluster_bits(bits).size(64 << bits);
+        let forge = forge.snapshot("1", "empty").snapshot("2", "empty too");
+        let mut image = (0..6).fold(forge, Forge::data).build();
+        image.put_u32(image.field("nb_snapshots"), 1);
+        frees_nothing(&image);
+    }
+}
+
+#[test]
+fn l2_table_that_an_l1_size_leaves_out_is_not_freed_be_it_empty() {
+    for bits in [9, 12] {
+        let per_table = (1 << bits) / 8;
+        let forge = six_clusters(bits).size((per_table * 3) << bits);
+        let mut image = forge.data(per_table * 2).build();
+        let last = image.l2_table(Tree::Active, per_table * 2);
+        wipe(&mut image, last);
+        let data = image.cluster_count() - 1;
+        assert!(data > 0);
+        image.put_u32(image.field("l1_size"), 2);
+        image.put_u64(image.field("size"), (per_table * 2) << bits);
+        attacked(&image, |plan, bytes| {
+            let at = usize::try_from(image.refcount_entry(last >> bits)).expect("small");
+            assert_eq!(
+                bytes.get(at..at + 2),
+                Some([0, 1].as_slice()),
+                "{:?}",
+                plan.stages
+            );
+        });
+    }
+}
+
+#[test]
+fn refcount_table_that_is_said_to_be_larger_is_made_smaller_and_nothing_else() {
+    for (bits, clusters) in [(9, 2), (9, 0x2001), (12, 3), (12, 0x8000_0001), (16, 2)] {
+        let image = six_clusters(bits).snapshot("1", "one").build();
+        let mut damaged = six_clusters(bits).snapshot("1", "one").build();
+        damaged.put_u32(damaged.field("refcount_table_clusters"), clusters);
+        let done = repaired(&damaged.bytes, &RepairOptions::new(Mode::All));
+        assert!(done.bytes == image.bytes, "{clusters:#x} of 2^{bits} bytes");
+    }
+}
+
+#[test]
+fn lost_tree_keeps_its_counts_beside_a_refcount_table_that_is_said_to_be_larger() {
+    for (bits, clusters) in [(9, 2), (9, 0x2001), (12, 3), (12, 0x8000_0001)] {
+        let mut image = six_clusters(bits).snapshot("1", "one").build();
+        let table = image.l1_table(Tree::Snapshot(0));
+        wipe(&mut image, table);
+        image.put_u32(image.field("refcount_table_clusters"), clusters);
+        frees_nothing(&image);
+    }
+}
+
+#[test]
+fn pointer_into_the_refcounts_frees_not_what_it_may_have_meant() {
+    for bits in [9, 12] {
+        let mut image = six_clusters(bits).build();
+        let block = image.refcount_block(0);
+        image.put_u64(image.l2_entry(Tree::Active, 3), block | 1 << 63);
+        frees_nothing(&image);
+    }
+}
+
+#[test]
+fn flags_tell_of_a_lost_snapshot_where_a_sector_of_counts_is_zero() {
+    for bits in [9, 12] {
+        let mut image = six_clusters(bits).snapshot("1", "one").build();
+        image.put_u32(image.field("nb_snapshots"), 0);
+        let block = image.refcount_block(0);
+        wipe(&mut image, block);
+        attacked(&image, |plan, _| {
+            assert!(!does(plan, StageKind::SetCopied), "{:?}", plan.stages);
+        });
+    }
+}
+
+#[test]
+fn bit_without_bitmaps_goes_with_the_leaks_in_one_repair() {
+    let mut image = six_clusters(9).build();
+    image.put_u64(image.field("autoclear_features"), 1);
+    image.put_u32(image.field("refcount_table_clusters"), 0x0400_0001);
+    let leak = image.allocate(1);
+    assert!(leak > 0);
+    let done = repaired(&image.bytes, &RepairOptions::new(Mode::All));
+    let totals = done.plan.after.findings.totals().count();
+    assert_eq!(totals, 0, "{:?}", done.plan.after.findings);
+}

@@ -5,7 +5,9 @@
 
 use std::path::Path;
 
-use qfsck::{Image, Mode, Options, Plan, Progress, RepairOptions, Severity, StageKind, Verdict};
+use qfsck::{
+    Code, Image, Mode, Options, Plan, Progress, RepairOptions, Severity, StageKind, Verdict,
+};
 
 use super::{all, repaired};
 use crate::plan::apply;
@@ -105,9 +107,18 @@ fn lost_refcounts_are_rebuilt_beside_the_old() {
             let before = image.bytes.clone();
             let done_to = repaired(&image.bytes, &all());
             let plan = &done_to.plan;
+            if what.starts_with("block is guest data") {
+                // The pointer may have meant what looks leaked: first the evidence.
+                let mut kinds = plan.stages.iter().map(|stage| stage.kind);
+                let moves = kinds.any(|kind| kind == StageKind::SwitchRefcounts);
+                assert!(!moves, "{what}, {name}: {:?}", plan.stages);
+                let mut withheld = plan.withheld.iter();
+                let is_said = withheld.any(|it| it.code == Code::MetadataOverlap);
+                assert!(is_said, "{what}, {name}: {:?}", plan.withheld);
+                continue;
+            }
             assert!(!plan.is_empty(), "{what}, {name}: {:?}", plan.withheld);
-            let mends_all = !what.contains("as well");
-            if mends_all {
+            if !what.contains("as well") {
                 // An old table that nothing names any more looks like the lost mapping of something: it stays a leak.
                 let is_mended = plan.after.verdict == Verdict::Clean
                     || plan.after.verdict == Verdict::Leaks && what.starts_with("table");
