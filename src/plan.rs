@@ -304,6 +304,7 @@ fn attempt<S: Storage>(
     progress: &Progress,
 ) -> Result<Outcome, Error> {
     let nothing = |image, check, withheld| Ok(Outcome::plan(nothing(image, check, withheld)));
+    let read = |source| read_error(image.path(), source);
     let original = image;
     let mut draft = Draft::new(original);
     let mut before = None;
@@ -323,10 +324,7 @@ fn attempt<S: Storage>(
             return nothing(original, check, withheld);
         }
         draft.refuse_failed_reads()?;
-        draft
-            .notes()
-            .remember(&examination)
-            .map_err(|source| read_error(original.path(), source))?;
+        draft.notes().remember(&examination).map_err(read)?;
         let before = before.get_or_insert_with(|| examination.to_check());
         if let Some(withheld) = evidence::forbidden(&examination) {
             return nothing(original, before.clone(), vec![withheld]);
@@ -341,10 +339,10 @@ fn attempt<S: Storage>(
                 return nothing(original, before.clone(), withheld);
             }
             draft.refuse_failed_reads()?;
-            let mut changes = changes.map_err(|source| read_error(original.path(), source))?;
+            let mut changes = changes.map_err(read)?;
             let stages = draft.lay_out(&image, &changes, may_guard);
             draft.refuse_failed_reads()?;
-            let stages = stages.map_err(|source| read_error(original.path(), source))?;
+            let stages = stages.map_err(read)?;
             withheld.push((pass, std::mem::take(&mut changes.withheld)));
             if !stages.is_empty() {
                 done = Some((pass, stages, changes));
