@@ -286,6 +286,9 @@ impl Owner {
             let cluster_bytes = guest.bytes / self.host.count;
             guest.start.0 += (start - self.host.start.0) * cluster_bytes;
             guest.bytes = (end - start) * cluster_bytes;
+            if let Place::L2Entry { index, .. } = &mut self.place {
+                *index += start - self.host.start.0;
+            }
         }
         self.host = ClusterRange {
             start: HostCluster(start),
@@ -298,7 +301,9 @@ impl Owner {
     pub(crate) fn absorb(&mut self, next: &Self) -> bool {
         let host_follows = self.host.end() == next.host.start.0;
         let follows = match (self.guest, next.guest) {
-            (Some(guest), Some(more)) => guest.end() == more.start.0 && host_follows,
+            (Some(guest), Some(more)) => {
+                guest.end() == more.start.0 && host_follows && self.place.is_in_table_of(next.place)
+            }
             (None, None) => host_follows && self.place == next.place,
             _ => false,
         };

@@ -46,7 +46,8 @@ pub use luks::{
 };
 pub use place::{Place, Tree};
 pub use refcount::{
-    CountField, RefcountTableEntry, count_field, put_bits, refcount_at, refcounts, set_refcount_at,
+    CountField, Counts64, RefcountTableEntry, count_field, counts_by_64, put_bits, refcount_at,
+    set_refcount_at,
 };
 pub use snapshot::{
     MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_FIXED_BYTES,

@@ -12,11 +12,12 @@
 
 mod cluster_set;
 mod ledger;
+mod shared;
 mod sparse;
 mod tally;
 
 pub(crate) use cluster_set::ClusterSet;
-pub(crate) use ledger::{CopiedFlag, Cursor, Ledger};
+pub(crate) use ledger::{CopiedFlag, Directory, Ledger, Payment};
 pub(crate) use tally::Tally;
 
 use crate::qcow2::HostCluster;
@@ -38,6 +39,14 @@ pub(crate) enum Identity {
 }
 
 impl Identity {
+    /// What lies `count` clusters further on in a run is used for.
+    fn after(self, count: u64) -> Self {
+        match self {
+            Self::Guest(cluster) => Self::Guest(cluster.wrapping_add(count)),
+            Self::Metadata | Self::Compressed => self,
+        }
+    }
+
     /// A small number, 0 standing for "nobody yet".
     ///
     /// Exact for virtual disks of up to four billion clusters (256 TiB at 64 KiB); beyond, guest clusters exactly that

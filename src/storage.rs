@@ -30,6 +30,9 @@ pub trait Storage: Sync {
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         Ok((offset < self.length_bytes()?).then_some(offset))
     }
+
+    /// Says that a range is read soon, so that it may be on its way. Nothing depends on it.
+    fn will_read(&self, _offset: u64, _bytes: u64) {}
 }
 
 /// Something an image can be repaired on. Reading shares it, writing does not: nobody reads while something is written.

@@ -10,11 +10,11 @@ use super::Statistics;
 use super::extents::{Extents, judge_extents};
 use crate::coverage::Gap;
 use crate::progress::Phase;
-use crate::qcow2::{HostCluster, Refusal};
-use crate::refcount_map::{CopiedFlag, Cursor, Identity, Ledger};
+use crate::qcow2::{ClusterRange, CompressedExtent, HostCluster, L2Entry, Refusal};
+use crate::refcount_map::{CopiedFlag, Directory, Identity, Ledger, Payment};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{Mapped, Rules, Target};
+use crate::walk::l2_table::{CHUNK, CompressedEntry, Entries, Mapped, Rules, Run, Target};
 use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// What settling found out besides.
@@ -36,11 +36,9 @@ pub(super) fn settle<S: Storage>(
     notes: &mut Notes,
 ) -> Settled {
     let mut last_referenced = 0;
-    let mut cursor = ledger.cursor();
+    let directory = ledger.directory();
     for claim in &survey.claims {
-        for cluster in claim.clusters.clusters() {
-            cursor.pay(cluster, 1, Identity::Metadata, CopiedFlag::Any);
-        }
+        directory.pay_run(claim.clusters, STRUCTURE);
         last_referenced = last_referenced.max(claim.clusters.end().saturating_sub(1));
     }
     let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
@@ -49,18 +47,18 @@ pub(super) fn settle<S: Storage>(
     let last = AtomicU64::new(last_referenced);
     let truncated = AtomicU64::new(0);
     for &cluster in &survey.lost_l2_tables {
-        pay_past_end(&mut cursor, cluster, Identity::Metadata, &truncated);
+        pay_past_end(&directory, cluster, Identity::Metadata, &truncated);
     }
     let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
         rules: &rules,
-        ledger,
-        cursor: ledger.cursor(),
+        ledger: &directory,
         last: &last,
         truncated: &truncated,
         statistics: Statistics::default(),
         extents: Extents::new(!survey.snapshots.is_empty()),
         notes: Notes::default(),
     });
+    ledger.close();
     let mut statistics = Statistics::default();
     let mut extents = Vec::new();
     for visitor in visitors {
@@ -76,10 +74,16 @@ pub(super) fn settle<S: Storage>(
     }
 }
 
+/// A structure that is used once.
+const STRUCTURE: Payment = Payment {
+    weight: 1,
+    identity: Identity::Metadata,
+    flag: CopiedFlag::Any,
+};
+
 struct Visitor<'a> {
     rules: &'a Rules,
-    ledger: &'a Ledger,
-    cursor: Cursor<'a>,
+    ledger: &'a Directory<'a>,
     last: &'a AtomicU64,
     truncated: &'a AtomicU64,
     statistics: Statistics,
@@ -90,14 +94,20 @@ struct Visitor<'a> {
 impl GroupVisitor<L2Item> for Visitor<'_> {
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         self.pay_for_table(item);
-        let mut last = item.cluster.0;
-        let mut run = FragmentationRun::default();
-        let rules = self.rules;
         let mut notes = mem::take(&mut self.notes);
-        rules.walk_table(item, bytes, Some(&mut notes), |mapped| {
-            run.add(&mapped, rules.geometry.cluster_bytes());
-            last = last.max(self.pay_mapped(item, &mapped));
-        });
+        let mut payer = Payer {
+            item,
+            visitor: self,
+            last: item.cluster.0,
+            run: FragmentationRun::default(),
+            compressed: None,
+        };
+        payer
+            .visitor
+            .rules
+            .walk_runs(item, bytes, Some(&mut notes), &mut payer);
+        payer.pay_for_compressed();
+        let Payer { last, run, .. } = payer;
         self.notes = notes;
         self.last.fetch_max(last, Relaxed);
         self.statistics.add(run.statistics(item.trees.active));
@@ -110,49 +120,141 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
     }
 }
 
-impl Visitor<'_> {
-    /// Returns the last cluster referred to, or 0 where the file has none such.
-    fn pay_mapped(&mut self, item: &L2Item, mapped: &Mapped) -> u64 {
+/// Pays for the entries of one table.
+struct Payer<'a, 'b> {
+    item: &'a L2Item,
+    visitor: &'a mut Visitor<'b>,
+    /// The last cluster referred to.
+    last: u64,
+    run: FragmentationRun,
+    /// References of compressed data to one cluster, not yet paid: its extents mostly follow one another.
+    compressed: Option<(HostCluster, u64)>,
+}
+
+impl Payer<'_, '_> {
+    fn pay_for_extent(
+        &mut self,
+        extent: CompressedExtent,
+        guest_cluster: u64,
+        clusters: ClusterRange,
+    ) {
+        self.visitor.extents.push(extent, guest_cluster);
+        for cluster in clusters.clusters() {
+            self.owe_for_compressed(cluster);
+        }
+        self.last = self.last.max(clusters.end().saturating_sub(1));
+    }
+
+    fn owe_for_compressed(&mut self, cluster: HostCluster) {
+        let weight = self.item.weight();
+        match &mut self.compressed {
+            Some((last, owed)) if *last == cluster => *owed += weight,
+            _ => {
+                self.pay_for_compressed();
+                self.compressed = Some((cluster, weight));
+            }
+        }
+    }
+
+    fn pay_for_compressed(&mut self) {
+        if let Some((cluster, weight)) = self.compressed.take() {
+            let payment = Payment {
+                weight,
+                identity: Identity::Compressed,
+                flag: CopiedFlag::Any,
+            };
+            self.visitor.ledger.pay(cluster, payment);
+        }
+    }
+
+    fn payment(&self, identity: Identity, copied: bool) -> Payment {
+        let flag = match (self.item.trees.active, copied) {
+            (0, _) => CopiedFlag::Any,
+            (_, true) => CopiedFlag::Set,
+            (_, false) => CopiedFlag::Clear,
+        };
+        Payment {
+            weight: self.item.weight(),
+            identity,
+            flag,
+        }
+    }
+}
+
+impl Entries for Payer<'_, '_> {
+    fn run(&mut self, run: Run) {
+        let geometry = self.visitor.rules.geometry;
+        self.run.add_run(
+            geometry.offset_of(run.clusters.start).0,
+            run.clusters.count,
+            geometry.cluster_bytes(),
+        );
+        let payment = self.payment(Identity::Guest(run.guest_cluster), run.copied);
+        self.visitor.ledger.pay_run(run.clusters, payment);
+        self.last = self.last.max(run.clusters.end().saturating_sub(1));
+    }
+
+    fn scattered(&mut self, guest_cluster: u64, words: &[u64; CHUNK]) -> bool {
+        let geometry = self.visitor.rules.geometry;
+        let is_copied = words
+            .iter()
+            .all(|word| *word == 0 || L2Entry(*word).copied());
+        let payment = self.payment(Identity::Guest(guest_cluster), is_copied);
+        if payment.weight != 1 || payment.flag == CopiedFlag::Clear {
+            return false;
+        }
+        let clusters = words.map(|word| geometry.cluster_at(L2Entry(word).standard_offset()));
+        self.visitor.ledger.pay_scattered(&clusters, payment);
+        for cluster in clusters.into_iter().filter(|cluster| cluster.0 != 0) {
+            self.run
+                .add_run(geometry.offset_of(cluster).0, 1, geometry.cluster_bytes());
+            self.last = self.last.max(cluster.0);
+        }
+        true
+    }
+
+    fn compressed(&mut self, entry: CompressedEntry) {
+        self.run.add_compressed();
+        self.pay_for_extent(entry.extent, entry.guest_cluster, entry.clusters);
+    }
+
+    fn other(&mut self, mapped: Mapped) {
+        let geometry = self.visitor.rules.geometry;
+        self.run.add(&mapped, geometry.cluster_bytes());
         match mapped.target {
             Target::Standard {
                 cluster: Ok(cluster),
                 copied,
                 ..
             } => {
-                let flag = match (item.trees.active, copied) {
-                    (0, _) => CopiedFlag::Any,
-                    (_, true) => CopiedFlag::Set,
-                    (_, false) => CopiedFlag::Clear,
-                };
-                let identity = Identity::Guest(mapped.guest_cluster);
-                self.cursor.pay(cluster, item.weight(), identity, flag);
-                cluster.0
+                let payment = self.payment(Identity::Guest(mapped.guest_cluster), copied);
+                self.visitor.ledger.pay(cluster, payment);
+                self.last = self.last.max(cluster.0);
             }
             Target::Standard {
                 cluster: Err(Refusal::PastEnd),
                 offset,
                 ..
             } => {
-                let cluster = self.rules.geometry.cluster_at(offset);
+                let cluster = geometry.cluster_at(offset);
                 let identity = Identity::Guest(mapped.guest_cluster);
-                pay_past_end(&mut self.cursor, cluster, identity, self.truncated);
-                0
+                pay_past_end(
+                    self.visitor.ledger,
+                    cluster,
+                    identity,
+                    self.visitor.truncated,
+                );
             }
             Target::Compressed {
                 extent,
                 clusters: Ok(clusters),
-            } => {
-                self.extents.push(extent, mapped.guest_cluster);
-                let (weight, identity) = (item.weight(), Identity::Compressed);
-                for cluster in clusters.clusters() {
-                    self.cursor.pay(cluster, weight, identity, CopiedFlag::Any);
-                }
-                clusters.end().saturating_sub(1)
-            }
-            Target::Standard { .. } | Target::Compressed { .. } | Target::External { .. } => 0,
+            } => self.pay_for_extent(extent, mapped.guest_cluster, clusters),
+            Target::Standard { .. } | Target::Compressed { .. } | Target::External { .. } => {}
         }
     }
+}
 
+impl Visitor<'_> {
     fn pay_for_table(&mut self, item: &L2Item) {
         let active = item.trees.active;
         let flag = if active == 0 {
@@ -162,23 +264,31 @@ impl Visitor<'_> {
         } else {
             CopiedFlag::Clear
         };
-        self.cursor
-            .pay(item.cluster, item.weight(), Identity::Metadata, flag);
+        let payment = Payment {
+            weight: item.weight(),
+            flag,
+            ..STRUCTURE
+        };
+        self.ledger.pay(item.cluster, payment);
         let is_mixed = item.active_copied != 0 && item.active_copied != active;
         if is_mixed || item.is_shared_across_ranges {
-            self.ledger.suspects().insert(item.cluster);
+            self.ledger.suspect(item.cluster);
         }
     }
 }
 
 /// A cluster past the end of the file that is both referred to and counted was there once.
 fn pay_past_end(
-    cursor: &mut Cursor<'_>,
+    ledger: &Directory<'_>,
     cluster: HostCluster,
     identity: Identity,
     truncated: &AtomicU64,
 ) {
-    if cursor.try_pay(cluster, 1, identity, CopiedFlag::Any) {
+    let payment = Payment {
+        identity,
+        ..STRUCTURE
+    };
+    if ledger.try_pay(cluster, payment) {
         truncated.fetch_add(1, Relaxed);
     }
 }
@@ -195,20 +305,27 @@ struct FragmentationRun {
 
 impl FragmentationRun {
     fn add(&mut self, mapped: &Mapped, cluster_bytes: u64) {
-        self.allocated += 1;
         match mapped.target {
-            Target::Compressed { .. } => {
-                self.compressed += 1;
-                self.fragmented += 1;
-            }
+            Target::Compressed { .. } => self.add_compressed(),
             Target::Standard { offset, .. } | Target::External { offset } => {
-                let follows = self
-                    .expected_offset
-                    .is_none_or(|expected| expected == offset.0);
-                self.fragmented += u64::from(!follows);
-                self.expected_offset = Some(offset.0.saturating_add(cluster_bytes));
+                self.add_run(offset.0, 1, cluster_bytes);
             }
         }
+    }
+
+    fn add_compressed(&mut self) {
+        self.allocated += 1;
+        self.compressed += 1;
+        self.fragmented += 1;
+    }
+
+    fn add_run(&mut self, offset: u64, count: u64, cluster_bytes: u64) {
+        self.allocated += count;
+        let follows = self
+            .expected_offset
+            .is_none_or(|expected| expected == offset);
+        self.fragmented += u64::from(!follows);
+        self.expected_offset = Some(offset.saturating_add(count * cluster_bytes));
     }
 
     /// The active L1 table's entries that name the table each count it.

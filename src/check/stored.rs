@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::coverage::Gap;
 use crate::progress::Phase;
-use crate::qcow2::{Geometry, HostCluster, HostOffset, Place, refcount_at, refcounts};
+use crate::qcow2::{Geometry, HostCluster, HostOffset, Place, counts_by_64, refcount_at};
 use crate::refcount_map::{Ledger, region_clusters, region_of};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, Table, read_tables};
@@ -37,15 +37,25 @@ impl GroupVisitor<RefcountBlockItem> for Visitor<'_> {
             .index
             .saturating_mul(self.geometry.refcount_block_entries());
         let file_clusters = self.geometry.file_clusters();
-        let mut cursor = self.ledger.cursor();
+        let order = self.geometry.refcount_order();
+        let mut entry = self.ledger.entry();
         let mut last = 0;
-        refcounts(bytes, self.geometry.refcount_order(), |index, count| {
-            let cluster = first.saturating_add(index);
-            cursor.owe(HostCluster(cluster), count);
-            if cluster < file_clusters {
-                last = cluster;
+        for (start, counts) in (first..).step_by(64).zip(counts_by_64(bytes, order)) {
+            entry.owe_ones(HostCluster(start), counts.ones);
+            let mut used = counts.ones;
+            if let Some(larger) = counts.larger {
+                entry.owe_larger(HostCluster(start), &larger);
+                let set = (0..).zip(&larger).filter(|(_, count)| **count > 0);
+                used = set.fold(0, |used, (bit, _)| used | 1 << bit);
             }
-        });
+            let in_file = file_clusters.saturating_sub(start).min(64);
+            used &= u64::MAX
+                .checked_shr(64 - u32::try_from(in_file).unwrap_or(64))
+                .unwrap_or(0);
+            if used != 0 {
+                last = start + u64::from(used.ilog2());
+            }
+        }
         self.last_stored.fetch_max(last, Relaxed);
     }
 

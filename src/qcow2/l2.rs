@@ -63,10 +63,13 @@ impl CompressedExtent {
 }
 
 impl L2Entry {
+    /// The COPIED flag: the refcount is exactly one.
+    pub const COPIED: u64 = COPIED;
+
     /// The descriptor in this word. With extended L2 entries bit 0 has no meaning and zeros are per subcluster.
     pub fn descriptor(self, geometry: Geometry) -> L2Descriptor {
-        if self.0 & COMPRESSED != 0 {
-            return L2Descriptor::Compressed(self.compressed_extent(geometry.cluster_bits()));
+        if let Some(extent) = self.compressed_extent(geometry) {
+            return L2Descriptor::Compressed(extent);
         }
         let offset = self.0 & OFFSET;
         let host = (offset != 0).then_some(HostOffset(offset));
@@ -124,13 +127,18 @@ impl L2Entry {
         fits.then_some(Self(self.0 & !field | offset.0))
     }
 
-    fn compressed_extent(self, cluster_bits: u32) -> CompressedExtent {
-        let sector_shift = 62 - (cluster_bits - 8);
-        let descriptor = self.0 & bits(0, 61);
-        CompressedExtent {
-            offset: HostOffset(descriptor & bits(0, sector_shift - 1)),
-            sectors: (descriptor >> sector_shift) + 1,
+    /// The extent of a compressed descriptor.
+    #[inline]
+    pub fn compressed_extent(self, geometry: Geometry) -> Option<CompressedExtent> {
+        if !self.is_compressed() {
+            return None;
         }
+        let sector_shift = 62 - (geometry.cluster_bits() - 8);
+        let descriptor = self.0 & bits(0, 61);
+        Some(CompressedExtent {
+            offset: HostOffset(descriptor & ((1 << sector_shift) - 1)),
+            sectors: (descriptor >> sector_shift) + 1,
+        })
     }
 }
 

@@ -80,6 +80,17 @@ pub enum Place {
     File,
 }
 
+impl Place {
+    /// Whether two places are entries of one L2 table, or neither is an entry of one.
+    pub(crate) fn is_in_table_of(self, other: Self) -> bool {
+        let table = |place| match place {
+            Self::L2Entry { table, .. } => Some(table),
+            _ => None,
+        };
+        table(self) == table(other)
+    }
+}
+
 impl fmt::Display for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -106,35 +106,95 @@ pub fn put_bits(bytes: &mut [u8], mask: u64, value: u64) {
     }
 }
 
-/// Calls `each(index, count)` for every count of a block that is not zero.
+/// 64 counts of a refcount block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts64 {
+    /// The bits of the counts that are one.
+    pub ones: u64,
+    /// All counts, where any of them is larger than one.
+    pub larger: Option<[u64; 64]>,
+}
+
+/// A refcount block of counts of `1 << order` bits, 64 counts at a time; every block is a multiple of that.
 ///
-/// Zero words are stepped over eight bytes at a time: most of a sparse image's counts are zero.
-pub fn refcounts(block: &[u8], order: u32, mut each: impl FnMut(u64, u64)) {
-    let width = 1_u32 << order.min(6);
-    let per_word = u64::from(64 / width);
-    let mask = u64::MAX >> (64 - width);
-    for (word_index, mut word) in (0_u64..).zip(words(block)) {
-        // Narrow counts start at the lowest bits of the first byte, wide ones are big-endian: either way the word can be
-        // turned so that the next count is always at one end.
-        if word == 0 {
-            continue;
+/// In most blocks every count is one, and in the rest of them most are zero or one.
+pub fn counts_by_64(block: &[u8], order: u32) -> impl Iterator<Item = Counts64> {
+    let order = order.min(6);
+    let ones = all_ones(order);
+    block.chunks_exact(8 << order).map(move |bytes| {
+        if bytes == ones {
+            return Counts64 {
+                ones: u64::MAX,
+                larger: None,
+            };
         }
-        if order < 3 {
+        match order {
+            0 => count_64::<0>(bytes),
+            1 => count_64::<1>(bytes),
+            2 => count_64::<2>(bytes),
+            3 => count_64::<3>(bytes),
+            4 => count_64::<4>(bytes),
+            5 => count_64::<5>(bytes),
+            _ => count_64::<6>(bytes),
+        }
+    })
+}
+
+/// 64 counts of one, as they are stored.
+fn all_ones(order: u32) -> &'static [u8] {
+    const fn every(width_bytes: usize) -> [u8; 512] {
+        let mut bytes = [0; 512];
+        let mut at = width_bytes - 1;
+        while at < bytes.len() {
+            #[expect(
+                clippy::indexing_slicing,
+                reason = "worked out by the compiler, which refuses what is out of range"
+            )]
+            {
+                bytes[at] = 1;
+            }
+            at += width_bytes;
+        }
+        bytes
+    }
+    static ONES: [[u8; 512]; 7] = [
+        [0xff; 512],
+        [0x55; 512],
+        [0x11; 512],
+        every(1),
+        every(2),
+        every(4),
+        every(8),
+    ];
+    let index = usize::try_from(order).unwrap_or(0);
+    ONES.get(index)
+        .and_then(|ones| ones.get(..8 << order))
+        .unwrap_or_default()
+}
+
+fn count_64<const ORDER: u32>(bytes: &[u8]) -> Counts64 {
+    let width = 1_u32 << ORDER;
+    let per_word = 64 / width;
+    let mask = u64::MAX >> (64 - width);
+    let mut counts = [0; 64];
+    for (counts, mut word) in counts.chunks_exact_mut(64 / (1 << ORDER)).zip(words(bytes)) {
+        if ORDER < 3 {
             word = word.swap_bytes();
         }
-        for slot in 0..per_word {
-            let count = if order < 3 {
-                let count = word & mask;
-                word >>= width;
-                count
-            } else {
-                word = word.rotate_left(width);
-                word & mask
-            };
-            if count != 0 {
-                each(word_index * per_word + slot, count);
-            }
+        for (slot, count) in (0..per_word).zip(counts) {
+            // Narrow counts start at the lowest bits of the first byte, wide ones are big-endian.
+            let place = if ORDER < 3 { slot } else { per_word - 1 - slot };
+            *count = (word >> (place * width)) & mask;
         }
+    }
+    let (mut ones, mut any) = (0, 0);
+    for (bit, &count) in (0_u64..).zip(&counts) {
+        ones |= u64::from(count == 1) << bit;
+        any |= count;
+    }
+    Counts64 {
+        ones,
+        larger: (any > 1).then_some(counts),
     }
 }
 
@@ -191,17 +251,40 @@ mod tests {
     }
 
     #[test]
-    fn walking_a_block_finds_the_same_counts_as_looking_them_up() {
-        let block: Vec<u8> = (0..64_u8).map(|i| i.wrapping_mul(37)).collect();
-        for order in 0..=6 {
-            let entries = (block.len() * 8) >> order;
-            let looked_up: Vec<(u64, u64)> = (0..entries)
-                .map(|index| (index as u64, refcount_at(&block, order, index)))
-                .filter(|&(_, count)| count != 0)
-                .collect();
-            let mut walked = Vec::new();
-            refcounts(&block, order, |index, count| walked.push((index, count)));
-            assert_eq!(walked, looked_up, "order {order}");
+    fn sixty_four_counts_at_a_time_are_the_same_as_one_by_one() {
+        let blocks: [Vec<u8>; 4] = [
+            (0..=255)
+                .chain(0..=255)
+                .map(|i: u8| i.wrapping_mul(37))
+                .collect(),
+            vec![0; 512],
+            vec![1; 512],
+            (0..512).map(|i| u8::from(i % 16 == 15)).collect(),
+        ];
+        for order in 0..=6_u32 {
+            for block in blocks.iter().cloned().chain([all_ones(order).repeat(8)]) {
+                let chunks: Vec<Counts64> = counts_by_64(&block, order).collect();
+                assert_eq!(
+                    chunks.len(),
+                    ((block.len() * 8) >> order) / 64,
+                    "order {order}"
+                );
+                for (index, chunk) in chunks.iter().enumerate() {
+                    let counts: Vec<u64> = (0..64)
+                        .map(|slot| refcount_at(&block, order, index * 64 + slot))
+                        .collect();
+                    let ones = counts
+                        .iter()
+                        .rev()
+                        .fold(0, |ones, &count| ones << 1 | u64::from(count == 1));
+                    assert_eq!(chunk.ones, ones, "order {order}, chunk {index}");
+                    assert_eq!(
+                        chunk.larger.is_some(),
+                        counts.iter().any(|&count| count > 1)
+                    );
+                    assert!(chunk.larger.is_none_or(|larger| larger.to_vec() == counts));
+                }
+            }
         }
     }
 }

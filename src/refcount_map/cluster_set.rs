@@ -12,30 +12,37 @@ pub(super) const WORDS: usize = (REGION_CLUSTERS / 64) as usize;
 /// The bits of one region.
 #[derive(Debug)]
 pub(super) struct Plane {
-    words: Box<[AtomicU64]>,
+    words: [AtomicU64; WORDS],
 }
 
 impl Plane {
     pub(super) fn new() -> Self {
         Self {
-            words: (0..WORDS).map(|_| AtomicU64::new(0)).collect(),
+            words: [const { AtomicU64::new(0) }; WORDS],
         }
     }
 
-    /// Sets a bit; says whether it was clear.
-    pub(super) fn set(&self, slot: usize) -> bool {
-        let mask = 1_u64 << (slot % 64);
-        self.words
-            .get(slot / 64)
-            .is_some_and(|word| word.fetch_or(mask, Relaxed) & mask == 0)
+    pub(super) fn set(&self, slot: usize) {
+        self.set_word(slot / 64, 1 << (slot % 64));
     }
 
-    /// Clears a bit; says whether it was set.
-    pub(super) fn clear(&self, slot: usize) -> bool {
-        let mask = 1_u64 << (slot % 64);
-        self.words
-            .get(slot / 64)
-            .is_some_and(|word| word.fetch_and(!mask, Relaxed) & mask != 0)
+    /// Sets the bits of `mask` in a word.
+    pub(super) fn set_word(&self, index: usize, mask: u64) {
+        if let Some(word) = self.words.get(index) {
+            word.fetch_or(mask, Relaxed);
+        }
+    }
+
+    /// Clears the bits of `mask` in a word; returns those of them that were set.
+    pub(super) fn clear_word(&self, index: usize, mask: u64) -> u64 {
+        let Some(word) = self.words.get(index) else {
+            return 0;
+        };
+        // A look is cheaper than a change, and enough where nothing is set.
+        if word.load(Relaxed) & mask == 0 {
+            return 0;
+        }
+        word.fetch_and(!mask, Relaxed) & mask
     }
 
     pub(super) fn contains(&self, slot: usize) -> bool {
@@ -43,6 +50,10 @@ impl Plane {
         self.words
             .get(slot / 64)
             .is_some_and(|word| word.load(Relaxed) & mask != 0)
+    }
+
+    pub(super) fn word(&self, index: usize) -> u64 {
+        self.words.get(index).map_or(0, |word| word.load(Relaxed))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -97,6 +108,15 @@ impl ClusterSet {
         let (region, slot) = locate(cluster);
         if let Some(plane) = self.planes.get_or_make(region, Plane::new) {
             plane.set(slot);
+            self.has_any.store(true, Relaxed);
+        }
+    }
+
+    /// Inserts the clusters of one word, the one `cluster` is in, whose bits are set.
+    pub(super) fn insert_word(&self, cluster: HostCluster, bits: u64) {
+        let (region, slot) = locate(cluster);
+        if let Some(plane) = self.planes.get_or_make(region, Plane::new) {
+            plane.set_word(slot / 64, bits);
             self.has_any.store(true, Relaxed);
         }
     }

@@ -6,15 +6,23 @@
 //! 3. What is still owed at the end on a cluster that is not suspect is a leak, exactly of that size.
 //!
 //! Whether a cluster is suspect does not depend on the order of payment: if more is paid than is owed, some payment
-//! must fail; if identities differ, some payment meets another's; flags are judged against what was stored.
+//! must fail; if identities differ, their sum does not come out even; flags are judged against what was stored.
+//!
+//! References mostly come in runs, guest cluster after guest cluster in host cluster after host cluster. A run pays 64
+//! clusters with one operation; a payment of one cluster is a run of one.
 
+use std::hash::{BuildHasher, RandomState};
+use std::hint::black_box;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
 use super::cluster_set::{ClusterSet, Plane, WORDS, clusters_of_words};
+use super::shared::{Payments, Shared};
 use super::sparse::Sparse;
-use super::{Identity, MAX_CLUSTERS, METADATA, NOBODY, REGION_CLUSTERS, locate};
-use crate::qcow2::HostCluster;
+use super::{Identity, MAX_CLUSTERS, REGION_CLUSTERS, locate, region_clusters};
+use crate::qcow2::{ClusterRange, HostCluster};
+
+/// Regions that are found without walking down the tree of regions: all of a file of 2 PiB at 64 KiB.
+const MAX_DIRECTORY_REGIONS: u64 = 1 << 20;
 
 /// What a reference's COPIED flag says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,37 +35,39 @@ pub(crate) enum CopiedFlag {
     Any,
 }
 
+/// What references of one run have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Payment {
+    /// How many references each stands for.
+    pub(crate) weight: u64,
+    /// What the first cluster is used for; each next one by the next guest cluster.
+    pub(crate) identity: Identity,
+    pub(crate) flag: CopiedFlag,
+}
+
+impl Payment {
+    /// The payment for what lies `count` clusters further on in the run.
+    fn after(self, count: u64) -> Self {
+        Self {
+            identity: self.identity.after(count),
+            ..self
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Region {
     /// The stored count is one and not yet paid.
     one: Plane,
     /// Stored counts above one; only in regions that have any.
-    many: OnceLock<Many>,
-}
-
-#[derive(Debug)]
-struct Many {
-    owed: Box<[AtomicU16]>,
-    /// Who paid first.
-    identity: Box<[AtomicU32]>,
+    shared: OnceLock<Box<Shared>>,
 }
 
 impl Region {
     fn new() -> Self {
         Self {
             one: Plane::new(),
-            many: OnceLock::new(),
-        }
-    }
-}
-
-impl Many {
-    fn new() -> Self {
-        Self {
-            owed: (0..REGION_CLUSTERS).map(|_| AtomicU16::new(0)).collect(),
-            identity: (0..REGION_CLUSTERS)
-                .map(|_| AtomicU32::new(NOBODY))
-                .collect(),
+            shared: OnceLock::new(),
         }
     }
 }
@@ -67,6 +77,8 @@ impl Many {
 pub(crate) struct Ledger {
     regions: Sparse<Region>,
     suspects: ClusterSet,
+    /// Another one in each run, so that nobody can make an image for which the sums of identities come out even.
+    key: u64,
 }
 
 impl Ledger {
@@ -75,6 +87,23 @@ impl Ledger {
         Self {
             regions: Sparse::new(MAX_CLUSTERS / REGION_CLUSTERS),
             suspects: ClusterSet::new(),
+            key: RandomState::new().hash_one(0),
+        }
+    }
+
+    /// After the last payment: where it is not certain that each shared cluster is used for one thing, makes them suspects.
+    pub(crate) fn close(&self) {
+        for (index, region) in self.regions.iter() {
+            let doubtful = region
+                .shared
+                .get()
+                .and_then(|shared| shared.doubtful_words());
+            let first = region_clusters(index).start;
+            for (first, bits) in (first..).step_by(64).zip(doubtful.into_iter().flatten()) {
+                if bits != 0 {
+                    self.suspects.insert_word(HostCluster(first), bits);
+                }
+            }
         }
     }
 
@@ -83,11 +112,27 @@ impl Ledger {
         &self.suspects
     }
 
-    /// A way in that remembers the last region: neighbours mostly follow one another.
-    pub(crate) fn cursor(&self) -> Cursor<'_> {
-        Cursor {
+    /// A way to enter stored counts.
+    pub(crate) fn entry(&self) -> Entry<'_> {
+        Entry {
             ledger: self,
             last: None,
+        }
+    }
+
+    /// Closes the entering of counts: what is not entered by now is zero.
+    pub(crate) fn directory(&self) -> Directory<'_> {
+        let mut regions = Vec::new();
+        for (index, region) in self.regions.iter() {
+            if index < MAX_DIRECTORY_REGIONS {
+                let end = usize::try_from(index).unwrap_or(0);
+                regions.resize(end, None);
+                regions.push(Some(region));
+            }
+        }
+        Directory {
+            ledger: self,
+            regions,
         }
     }
 
@@ -100,11 +145,7 @@ impl Ledger {
         if region.one.contains(slot) {
             return 1;
         }
-        region
-            .many
-            .get()
-            .and_then(|many| many.owed.get(slot))
-            .map_or(0, |owed| u64::from(owed.load(Relaxed)))
+        region.shared.get().map_or(0, |shared| shared.owed(slot))
     }
 
     /// Clusters of a region that are owed something or suspect, in order.
@@ -136,83 +177,39 @@ impl Ledger {
     }
 }
 
-/// One thread's way into the ledger.
+/// One thread's way to enter stored counts, each once.
 #[derive(Debug)]
-pub(crate) struct Cursor<'a> {
+pub(crate) struct Entry<'a> {
     ledger: &'a Ledger,
     last: Option<(u64, &'a Region)>,
 }
 
-impl<'a> Cursor<'a> {
-    /// Enters a stored count, once for each cluster.
-    pub(crate) fn owe(&mut self, cluster: HostCluster, count: u64) {
-        let (index, slot) = locate(cluster);
-        let Some(region) = self.region_to_fill(index) else {
-            return;
-        };
-        if count == 1 {
-            region.one.set(slot);
-            return;
-        }
-        match u16::try_from(count) {
-            Ok(count) => {
-                if let Some(owed) = region.many.get_or_init(Many::new).owed.get(slot) {
-                    owed.store(count, Relaxed);
-                }
-            }
-            // Beyond what a small counter holds: left to the exact tally.
-            Err(_) => self.ledger.suspects.insert(cluster),
+impl<'a> Entry<'a> {
+    /// Enters counts of one for the 64 clusters from `first` on, a multiple of 64, whose bits are set.
+    pub(crate) fn owe_ones(&mut self, first: HostCluster, ones: u64) {
+        let (index, slot) = locate(first);
+        if ones != 0
+            && let Some(region) = self.region(index)
+        {
+            region.one.set_word(slot / 64, ones);
         }
     }
 
-    /// Pays `weight` references of one identity off a cluster; notes the cluster as suspect where that fails.
-    pub(crate) fn pay(
-        &mut self,
-        cluster: HostCluster,
-        weight: u64,
-        identity: Identity,
-        flag: CopiedFlag,
-    ) {
-        if !self.try_pay(cluster, weight, identity, flag) {
-            self.ledger.suspects.insert(cluster);
-        }
-    }
-
-    /// Whether a payment is owed and made with the right flag.
-    pub(crate) fn try_pay(
-        &mut self,
-        cluster: HostCluster,
-        weight: u64,
-        identity: Identity,
-        flag: CopiedFlag,
-    ) -> bool {
-        let (index, slot) = locate(cluster);
+    /// Enters the counts above one among those of the 64 clusters from `first` on, a multiple of 64.
+    pub(crate) fn owe_larger(&mut self, first: HostCluster, counts: &[u64; 64]) {
+        let (index, slot) = locate(first);
         let Some(region) = self.region(index) else {
-            return false;
+            return;
         };
-        if weight == 1 && region.one.clear(slot) {
-            return flag != CopiedFlag::Clear;
+        let shared = region.shared.get_or_init(|| Box::new(Shared::new()));
+        let refused = shared.owe(slot, counts);
+        // Beyond what a counter holds: left to the exact tally.
+        if refused != 0 {
+            self.ledger.suspects.insert_word(first, refused);
         }
-        let Some(many) = region.many.get() else {
-            return false;
-        };
-        // Both are done whatever the other says, so that the outcome does not depend on the order of payment.
-        let is_alone_of_its_kind = many.identify(slot, identity);
-        many.lower(slot, weight) && is_alone_of_its_kind && flag != CopiedFlag::Set
     }
 
     fn region(&mut self, index: u64) -> Option<&'a Region> {
-        match self.last {
-            Some((last, region)) if last == index => Some(region),
-            _ => {
-                let region = self.ledger.regions.get(index)?;
-                self.last = Some((index, region));
-                Some(region)
-            }
-        }
-    }
-
-    fn region_to_fill(&mut self, index: u64) -> Option<&'a Region> {
         if let Some((last, region)) = self.last
             && last == index
         {
@@ -224,147 +221,131 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// The ledger with all counts entered, for all threads to pay into.
+#[derive(Debug)]
+pub(crate) struct Directory<'a> {
+    ledger: &'a Ledger,
+    regions: Vec<Option<&'a Region>>,
+}
+
+impl Directory<'_> {
+    /// Makes a cluster a suspect.
+    pub(crate) fn suspect(&self, cluster: HostCluster) {
+        self.ledger.suspects.insert(cluster);
+    }
+
+    /// Pays off one cluster.
+    pub(crate) fn pay(&self, cluster: HostCluster, payment: Payment) {
+        self.pay_run(ClusterRange::one(cluster), payment);
+    }
+
+    /// Pays off a run of clusters, each next one for the next guest cluster; those where that fails become suspects.
+    pub(crate) fn pay_run(&self, clusters: ClusterRange, payment: Payment) {
+        let mut done = 0;
+        while done < clusters.count {
+            let first = HostCluster(clusters.start.0 + done);
+            let count = (64 - first.0 % 64).min(clusters.count - done);
+            let failed = self.pay_in_word(first, count, payment.after(done));
+            if failed != 0 {
+                self.ledger.suspects.insert_word(first, failed);
+            }
+            done += count;
+        }
+    }
+
+    /// Whether a payment is owed and made with the right flag; a failure is not noted.
+    pub(crate) fn try_pay(&self, cluster: HostCluster, payment: Payment) -> bool {
+        self.pay_in_word(cluster, 1, payment) == 0
+    }
+
+    /// Pays one reference off each of up to 64 clusters that lie far apart, for guest clusters that follow one another;
+    /// cluster 0 stands for none. COPIED flags are set, or not judged.
+    pub(crate) fn pay_scattered(&self, clusters: &[HostCluster; 64], payment: Payment) {
+        // Payments have to wait for one another, looks do not: this brings what they touch into the cache all at once.
+        let seen = clusters.iter().fold(0, |seen, &cluster| {
+            let (index, slot) = locate(cluster);
+            seen ^ self
+                .region(index)
+                .map_or(0, |region| region.one.word(slot / 64))
+        });
+        black_box(seen);
+        for (distance, &cluster) in (0..).zip(clusters).filter(|(_, cluster)| cluster.0 != 0) {
+            let (index, slot) = locate(cluster);
+            let is_paid = self
+                .region(index)
+                .is_some_and(|region| region.one.clear_word(slot / 64, 1 << (slot % 64)) != 0);
+            if !is_paid {
+                self.pay(cluster, payment.after(distance));
+            }
+        }
+    }
+
+    /// Pays off `count` clusters whose bits lie in one word; returns the bits of those where that failed.
+    fn pay_in_word(&self, first: HostCluster, count: u64, payment: Payment) -> u64 {
+        let (index, slot) = locate(first);
+        let mask = (u64::MAX >> (64 - count)) << (slot % 64);
+        let Some(region) = self.region(index) else {
+            return mask;
+        };
+        let paid = if payment.weight == 1 {
+            region.one.clear_word(slot / 64, mask)
+        } else {
+            0
+        };
+        let failed = if payment.flag == CopiedFlag::Clear {
+            paid
+        } else {
+            0
+        };
+        let rest = mask & !paid;
+        if rest == 0 {
+            return failed;
+        }
+        let unpaid = region.shared.get().map_or(rest, |shared| {
+            shared.pay(Payments {
+                slot,
+                mask: rest,
+                weight: payment.weight,
+                identity: payment.identity,
+                key: self.ledger.key,
+            })
+        });
+        // A set flag is wrong on all of them, paid or not.
+        failed
+            | if payment.flag == CopiedFlag::Set {
+                rest
+            } else {
+                unpaid
+            }
+    }
+
+    fn region(&self, index: u64) -> Option<&Region> {
+        let slot = usize::try_from(index).unwrap_or(usize::MAX);
+        match self.regions.get(slot) {
+            Some(region) => *region,
+            None if index < MAX_DIRECTORY_REGIONS => None,
+            None => self.ledger.regions.get(index),
+        }
+    }
+}
+
 impl Region {
     /// Clusters that are owed something, 64 to a word.
     fn owing_words(&self) -> Vec<u64> {
         let mut words: Vec<u64> = self.one.words().collect();
-        if let Some(many) = self.many.get() {
-            for (word, counts) in words.iter_mut().zip(many.owed.chunks(64)) {
-                for (bit, owed) in counts.iter().enumerate() {
-                    *word |= u64::from(owed.load(Relaxed) != 0) << bit;
-                }
+        if let Some(shared) = self.shared.get() {
+            for (word, owing) in words.iter_mut().zip(shared.owing_words()) {
+                *word |= owing;
             }
         }
         words
     }
 
     fn owes_anything(&self) -> bool {
-        !self.one.is_empty()
-            || self
-                .many
-                .get()
-                .is_some_and(|many| many.owed.iter().any(|owed| owed.load(Relaxed) != 0))
-    }
-}
-
-impl Many {
-    fn lower(&self, slot: usize, weight: u64) -> bool {
-        let Some(owed) = self.owed.get(slot) else {
-            return false;
-        };
-        owed.fetch_update(Relaxed, Relaxed, |owed| {
-            u16::try_from(weight)
-                .ok()
-                .and_then(|weight| owed.checked_sub(weight))
-        })
-        .is_ok()
-    }
-
-    /// Leaves one's identity; says whether the cluster is shared only with its like.
-    fn identify(&self, slot: usize, identity: Identity) -> bool {
-        let number = identity.number();
-        let Some(first) = self.identity.get(slot) else {
-            return false;
-        };
-        match first.compare_exchange(NOBODY, number, Relaxed, Relaxed) {
-            Ok(_) => true,
-            Err(other) => other == number && number != METADATA,
-        }
+        let mut shared = self.shared.get().into_iter();
+        !self.one.is_empty() || shared.any(|shared| shared.owing_words().any(|word| word != 0))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CLUSTER: HostCluster = HostCluster(77_777);
-
-    fn ledger(stored: u64) -> Ledger {
-        let ledger = Ledger::new();
-        ledger.cursor().owe(CLUSTER, stored);
-        ledger
-    }
-
-    fn is_suspect(ledger: &Ledger) -> bool {
-        ledger.suspects().contains(CLUSTER)
-    }
-
-    #[test]
-    fn exact_payment_leaves_nothing() {
-        let ledger = ledger(1);
-        ledger
-            .cursor()
-            .pay(CLUSTER, 1, Identity::Guest(5), CopiedFlag::Set);
-        assert_eq!(ledger.owed(CLUSTER), 0);
-        assert!(!is_suspect(&ledger));
-        assert!(ledger.unsettled_regions().is_empty());
-    }
-
-    #[test]
-    fn unpaid_count_is_left_over() {
-        let ledger = ledger(3);
-        ledger
-            .cursor()
-            .pay(CLUSTER, 1, Identity::Guest(5), CopiedFlag::Clear);
-        assert_eq!(ledger.owed(CLUSTER), 2);
-        assert!(!is_suspect(&ledger));
-        assert_eq!(ledger.unsettled_regions(), [CLUSTER.0 / REGION_CLUSTERS]);
-    }
-
-    #[test]
-    fn paying_what_is_not_owed_is_suspect_in_any_order() {
-        for weights in [[2, 1], [1, 2]] {
-            let ledger = ledger(2);
-            for weight in weights {
-                ledger
-                    .cursor()
-                    .pay(CLUSTER, weight, Identity::Guest(5), CopiedFlag::Any);
-            }
-            assert!(is_suspect(&ledger), "{weights:?}");
-        }
-        let nothing_stored = Ledger::new();
-        nothing_stored
-            .cursor()
-            .pay(CLUSTER, 1, Identity::Metadata, CopiedFlag::Any);
-        assert!(is_suspect(&nothing_stored));
-    }
-
-    #[test]
-    fn copied_flag_is_judged_against_the_stored_count() {
-        for (stored, weight, flag, wrong) in [
-            (1, 1, CopiedFlag::Set, false),
-            (1, 1, CopiedFlag::Clear, true),
-            (2, 2, CopiedFlag::Set, true),
-            (2, 2, CopiedFlag::Clear, false),
-            (2, 2, CopiedFlag::Any, false),
-        ] {
-            let ledger = ledger(stored);
-            ledger
-                .cursor()
-                .pay(CLUSTER, weight, Identity::Guest(0), flag);
-            assert_eq!(is_suspect(&ledger), wrong, "{stored} {weight} {flag:?}");
-        }
-    }
-
-    #[test]
-    fn shared_clusters_must_be_shared_by_their_like() {
-        for (first, second, wrong) in [
-            (Identity::Guest(1), Identity::Guest(1), false),
-            (Identity::Guest(1), Identity::Guest(2), true),
-            (Identity::Compressed, Identity::Compressed, false),
-            (Identity::Compressed, Identity::Guest(0), true),
-            (Identity::Metadata, Identity::Metadata, true),
-            (Identity::Guest(1), Identity::Metadata, true),
-        ] {
-            let ledger = ledger(2);
-            ledger.cursor().pay(CLUSTER, 1, first, CopiedFlag::Any);
-            ledger.cursor().pay(CLUSTER, 1, second, CopiedFlag::Any);
-            assert_eq!(is_suspect(&ledger), wrong, "{first:?} {second:?}");
-        }
-    }
-
-    #[test]
-    fn counts_beyond_the_counter_are_left_to_the_tally() {
-        assert!(is_suspect(&ledger(70_000)));
-    }
-}
+mod tests;

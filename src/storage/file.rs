@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 
 use super::lock::{self, LockScope};
@@ -174,6 +174,10 @@ impl Storage for RepairFile {
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         self.image.next_data(offset)
     }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        self.image.will_read(offset, bytes);
+    }
 }
 
 impl StorageMut for RepairFile {
@@ -275,6 +279,14 @@ impl Storage for ImageFile {
             Err(Errno::ENXIO) => Ok(None),
             // Not every file knows its holes.
             Err(_) => Ok(Some(offset)),
+        }
+    }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        if let (Ok(offset), Ok(bytes)) = (i64::try_from(offset), i64::try_from(bytes)) {
+            // Advice: where it is not taken, the read that follows waits a little longer.
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            let _taken = posix_fadvise(&self.file, offset, bytes, advice);
         }
     }
 }

@@ -136,6 +136,10 @@ impl<S: Storage> Storage for Overlay<S> {
         Ok(())
     }
 
+    fn will_read(&self, offset: u64, bytes: u64) {
+        self.below.will_read(offset, bytes);
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         let laid = self.sectors.range(offset / SECTOR as u64..).next();
         let laid = laid.map(|(&index, _)| (index * SECTOR as u64).max(offset));

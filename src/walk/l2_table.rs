@@ -1,19 +1,19 @@
 //! L2 tables.
 //!
-//! Checks: each entry's reserved bits, alignment, range and flags by themselves. Collects: what each entry maps.
-//! Never here: a refcount, another entry, another table.
+//! Checks: each entry's reserved bits, alignment, range and flags by themselves (`judge`). Collects: what each entry
+//! maps, with ordinary entries that follow one another as runs. Never here: a refcount, another table.
 
+mod chunk;
+mod judge;
+
+pub(crate) use self::chunk::CHUNK;
+use self::chunk::{Chunk, Entry, for_each_chunk};
 use super::batch::Table;
 use super::{L2Item, Notes, Walk};
-use crate::coverage::Gap;
-use crate::finding::{Code, Finding};
 use crate::qcow2::{
-    ClusterRange, CompressedExtent, Geometry, GuestRange, HostCluster, HostOffset, L2Descriptor,
-    L2Entry, Place, Refusal, SubclusterBitmap, words,
+    ClusterRange, CompressedExtent, Geometry, HostCluster, HostOffset, L2Descriptor, L2Entry,
+    Place, Refusal,
 };
-
-/// Impossible entries a table must have before it is called implausible.
-const IMPLAUSIBLE_ENTRIES: u64 = 16;
 
 impl Table for L2Item {
     fn cluster(&self) -> HostCluster {
@@ -65,11 +65,76 @@ pub(crate) struct Mapped {
     pub(crate) target: Target,
 }
 
-#[derive(Clone, Copy)]
-struct Entry {
-    index: u64,
-    word: L2Entry,
-    bitmap: SubclusterBitmap,
+/// Ordinary entries that follow one another: each next guest cluster in the next host cluster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// Of the first entry.
+    pub(crate) index: u64,
+    /// Of the first entry.
+    pub(crate) guest_cluster: u64,
+    pub(crate) clusters: ClusterRange,
+    pub(crate) copied: bool,
+}
+
+/// A descriptor of compressed data in the file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CompressedEntry {
+    pub(crate) index: u64,
+    pub(crate) guest_cluster: u64,
+    pub(crate) extent: CompressedExtent,
+    /// The clusters it touches.
+    pub(crate) clusters: ClusterRange,
+}
+
+/// What is told of a table's entries that map something.
+pub(crate) trait Entries {
+    /// Standard descriptors, in which nothing is wrong by itself.
+    fn run(&mut self, run: Run);
+    /// A descriptor of compressed data in which nothing is wrong by itself.
+    fn compressed(&mut self, entry: CompressedEntry);
+    /// Any other entry.
+    fn other(&mut self, mapped: Mapped);
+    /// Runs that are mostly of one entry each, or empty entries; `false` if they are to be told one by one.
+    fn scattered(&mut self, _guest_cluster: u64, _words: &[u64; CHUNK]) -> bool {
+        false
+    }
+}
+
+/// Tells runs entry by entry.
+struct OneByOne<F> {
+    geometry: Geometry,
+    each: F,
+}
+
+impl<F: FnMut(Mapped)> Entries for OneByOne<F> {
+    fn run(&mut self, run: Run) {
+        for (offset, cluster) in (0..).zip(run.clusters.clusters()) {
+            (self.each)(Mapped {
+                index: run.index + offset,
+                guest_cluster: run.guest_cluster.saturating_add(offset),
+                target: Target::Standard {
+                    offset: self.geometry.offset_of(cluster),
+                    cluster: Ok(cluster),
+                    copied: run.copied,
+                },
+            });
+        }
+    }
+
+    fn compressed(&mut self, entry: CompressedEntry) {
+        (self.each)(Mapped {
+            index: entry.index,
+            guest_cluster: entry.guest_cluster,
+            target: Target::Compressed {
+                extent: entry.extent,
+                clusters: Ok(entry.clusters),
+            },
+        });
+    }
+
+    fn other(&mut self, mapped: Mapped) {
+        (self.each)(mapped);
+    }
 }
 
 /// How many of a table's entries are what.
@@ -93,6 +158,10 @@ impl TableTally {
 struct TableContext<'a> {
     rules: &'a Rules,
     item: &'a L2Item,
+    first_guest_cluster: u64,
+    is_active: bool,
+    /// Entries with nothing wrong by themselves need no further look.
+    may_be_plain: bool,
 }
 
 impl Rules {
@@ -114,55 +183,63 @@ impl Rules {
         &self,
         item: &L2Item,
         bytes: &[u8],
-        mut notes: Option<&mut Notes>,
-        mut each: impl FnMut(Mapped),
+        notes: Option<&mut Notes>,
+        each: impl FnMut(Mapped),
     ) {
-        let context = TableContext { rules: self, item };
-        let first = self.geometry.guest_cluster(item.l1_index, 0);
-        let is_inside = first.saturating_add(self.geometry.l2_entries()) <= self.virtual_clusters;
-        let is_active = item.trees.active > 0;
+        self.walk_runs(
+            item,
+            bytes,
+            notes,
+            &mut OneByOne {
+                geometry: self.geometry,
+                each,
+            },
+        );
+    }
+
+    /// As [`walk_table`](Self::walk_table), with ordinary entries that follow one another told as runs.
+    pub(crate) fn walk_runs(
+        &self,
+        item: &L2Item,
+        bytes: &[u8],
+        mut notes: Option<&mut Notes>,
+        entries: &mut impl Entries,
+    ) {
+        let context = TableContext {
+            rules: self,
+            item,
+            first_guest_cluster: self.geometry.guest_cluster(item.l1_index, 0),
+            is_active: item.trees.active > 0,
+            may_be_plain: self.may_be_plain(item),
+        };
         let mut tally = TableTally::default();
-        for_each_entry(self.geometry, bytes, |entry| {
-            tally.used += 1;
-            let guest_cluster = first.saturating_add(entry.index);
-            // Nearly every entry of nearly every image: one comparison of masks, and nothing to note.
-            let is_unremarkable = is_inside && (is_active || !entry.word.copied());
-            let target = match self.ordinary(entry) {
-                Some(target) if is_unremarkable => Some(target),
-                _ => {
-                    if let Some(notes) = notes.as_deref_mut() {
-                        tally.add(entry, context.judge(entry, notes));
-                    }
-                    self.target(entry)
-                }
-            };
-            if let Some(target) = target {
-                each(Mapped {
-                    index: entry.index,
-                    guest_cluster,
-                    target,
-                });
+        for_each_chunk(self.geometry, bytes, |chunk| {
+            if chunk.any == 0 {
+                return;
             }
+            // Nearly every chunk of nearly every image: one run, and nothing to note.
+            if let Some(run) = context.whole_run(chunk) {
+                tally.used += run.clusters.count;
+                return entries.run(run);
+            }
+            if let Some(used) = context.count_scattered(chunk)
+                && entries.scattered(context.first_guest_cluster + chunk.index, &chunk.words)
+            {
+                tally.used += used;
+                return;
+            }
+            context.walk_chunk(chunk, notes.as_deref_mut(), entries, &mut tally);
         });
         if let Some(notes) = notes {
             context.judge_whole(&tally, notes);
         }
     }
 
-    /// The target of an entry in which nothing can be wrong: a standard descriptor of an aligned cluster of the file.
-    fn ordinary(&self, entry: Entry) -> Option<Target> {
-        let offset = entry.word.standard_offset();
-        let has_odd_bits = entry.word.0 & self.odd_bits != 0;
-        let has_odd_subclusters = entry.bitmap.allocated() & entry.bitmap.zero() != 0;
-        let is_in_file = offset.0 != 0 && offset.0 < self.geometry.file_bytes();
-        if has_odd_bits || has_odd_subclusters || !is_in_file || self.has_data_file {
-            return None;
-        }
-        Some(Target::Standard {
-            offset,
-            cluster: Ok(self.geometry.cluster_at(offset)),
-            copied: entry.word.copied(),
-        })
+    /// Whether there is nothing about a table that would make all of its entries worth a look.
+    fn may_be_plain(&self, item: &L2Item) -> bool {
+        let first = self.geometry.guest_cluster(item.l1_index, 0);
+        let is_inside = first.saturating_add(self.geometry.l2_entries()) <= self.virtual_clusters;
+        is_inside && !self.has_data_file
     }
 
     fn target(&self, entry: Entry) -> Option<Target> {
@@ -195,207 +272,150 @@ impl Rules {
     }
 }
 
-/// Calls `each` for every entry of a table that is not all zero.
-fn for_each_entry(geometry: Geometry, bytes: &[u8], mut each: impl FnMut(Entry)) {
-    if geometry.has_extended_l2() {
-        let mut pairs = words(bytes);
-        let mut index = 0;
-        while let (Some(word), Some(bitmap)) = (pairs.next(), pairs.next()) {
-            if word | bitmap != 0 {
-                each(Entry {
-                    index,
-                    word: L2Entry(word),
-                    bitmap: SubclusterBitmap(bitmap),
+impl TableContext<'_> {
+    /// A chunk that is one run from its first entry to its last.
+    fn whole_run(&self, chunk: &Chunk) -> Option<Run> {
+        if !self.may_be_plain || chunk.has_contradiction {
+            return None;
+        }
+        let step = self.rules.geometry.cluster_bytes();
+        let first = chunk.words[0];
+        let (mut expected, mut differences) = (first, 0);
+        for &word in &chunk.words {
+            differences |= word ^ expected;
+            expected = expected.wrapping_add(step);
+        }
+        let last = expected.wrapping_sub(step);
+        let is_run = differences == 0 && self.is_ordinary(first) && self.is_ordinary(last);
+        is_run.then(|| self.run(chunk.index, first, CHUNK as u64))
+    }
+
+    /// The entries in use of a chunk that is nothing but ordinary entries, few of which follow the one before.
+    fn count_scattered(&self, chunk: &Chunk) -> Option<u64> {
+        let may_be_copied = if self.is_active { L2Entry::COPIED } else { 0 };
+        let is_compressed = L2Entry(chunk.words[0]).is_compressed();
+        if !self.may_be_plain || chunk.has_contradiction || is_compressed {
+            return None;
+        }
+        let step = self.rules.geometry.cluster_bytes();
+        let (mut odd, mut furthest, mut is_bare) = (0, 0, false);
+        let (mut used, mut following, mut expected) = (0, 0, 0);
+        for (&word, &bitmap) in chunk.words.iter().zip(&chunk.bitmaps) {
+            let offset = word & !may_be_copied;
+            odd |= offset;
+            furthest = furthest.max(offset);
+            is_bare |= offset == 0 && word | bitmap != 0;
+            used += u64::from(word != 0);
+            following += u64::from(word == expected);
+            expected = word.wrapping_add(step);
+        }
+        let is_ordinary = odd & (self.rules.odd_bits | L2Entry::COPIED) == 0
+            && furthest < self.rules.geometry.file_bytes()
+            && !is_bare;
+        (is_ordinary && following < CHUNK as u64 / 4).then_some(used)
+    }
+
+    /// Tells the entries of any chunk: runs, other plain entries, and what is wrong with the rest.
+    fn walk_chunk(
+        &self,
+        chunk: &Chunk,
+        mut notes: Option<&mut Notes>,
+        entries: &mut impl Entries,
+        tally: &mut TableTally,
+    ) {
+        let mut at = 0;
+        while let Some(entry) = chunk.entry(at) {
+            if let Some(compressed) = self.plain_compressed(entry) {
+                at += 1;
+                tally.used += 1;
+                entries.compressed(compressed);
+                continue;
+            }
+            let run = self.run_at(chunk, at);
+            at += run.map_or(1, |run| run.clusters.count);
+            if let Some(run) = run {
+                tally.used += run.clusters.count;
+                entries.run(run);
+                continue;
+            }
+            if entry.is_empty() {
+                continue;
+            }
+            tally.used += 1;
+            if let Some(notes) = notes.as_deref_mut() {
+                tally.add(entry, self.judge(entry, notes));
+            }
+            if let Some(target) = self.rules.target(entry) {
+                entries.other(Mapped {
+                    index: entry.index,
+                    guest_cluster: self.guest_cluster(entry),
+                    target,
                 });
             }
-            index += 1;
-        }
-        return;
-    }
-    for (index, word) in (0_u64..).zip(words(bytes)) {
-        if word != 0 {
-            each(Entry {
-                index,
-                word: L2Entry(word),
-                bitmap: SubclusterBitmap(0),
-            });
-        }
-    }
-}
-
-impl TableContext<'_> {
-    /// Notes what a table's entries amount to together.
-    fn judge_whole(&self, tally: &TableTally, notes: &mut Notes) {
-        let TableTally {
-            used,
-            impossible,
-            refused,
-        } = *tally;
-        if refused > 0 {
-            let what = if refused == 1 {
-                "entry was"
-            } else {
-                "entries were"
-            };
-            notes.gap(Gap::refused(
-                self.item.place(),
-                format!("{refused} impossible {what} not followed"),
-            ));
-        }
-        if impossible >= IMPLAUSIBLE_ENTRIES && impossible * 2 > used {
-            let geometry = self.rules.geometry;
-            let first = geometry.guest_cluster(self.item.l1_index, 0);
-            notes.push(
-                Finding::new(Code::L2TableImplausible, self.item.place())
-                    .host(ClusterRange::one(self.item.cluster))
-                    .guest(geometry.guest_range(first, geometry.l2_entries()))
-                    .detail(format!(
-                        "{impossible} of the {used} entries in use are impossible"
-                    )),
-            );
         }
     }
 
-    fn guest_cluster(&self, entry: Entry) -> u64 {
-        self.rules
-            .geometry
-            .guest_cluster(self.item.l1_index, entry.index)
+    /// The run of ordinary entries that begins at one of a chunk.
+    fn run_at(&self, chunk: &Chunk, at: u64) -> Option<Run> {
+        let step = self.rules.geometry.cluster_bytes();
+        let first = chunk.entry(at)?;
+        let is_ordinary =
+            |entry: Entry| self.is_ordinary(entry.word.0) && !entry.has_contradiction();
+        if !self.may_be_plain || !is_ordinary(first) {
+            return None;
+        }
+        let mut expected = first.word.0;
+        let mut count = 1;
+        while let Some(next) = chunk.entry(at + count) {
+            expected = expected.wrapping_add(step);
+            if next.word.0 != expected || !is_ordinary(next) {
+                break;
+            }
+            count += 1;
+        }
+        Some(self.run(first.index, first.word.0, count))
     }
 
-    fn guest(&self, entry: Entry) -> GuestRange {
-        self.rules
-            .geometry
-            .guest_range(self.guest_cluster(entry), 1)
-    }
-
-    fn place(&self, entry: Entry) -> Place {
-        Place::L2Entry {
-            table: self.item.cluster,
+    /// A descriptor of compressed data in the file, in which nothing can be wrong.
+    fn plain_compressed(&self, entry: Entry) -> Option<CompressedEntry> {
+        let geometry = self.rules.geometry;
+        if !entry.word.is_compressed()
+            || !self.may_be_plain
+            || entry.word.copied()
+            || entry.bitmap.0 != 0
+        {
+            return None;
+        }
+        let extent = entry.word.compressed_extent(geometry)?;
+        Some(CompressedEntry {
             index: entry.index,
-        }
+            guest_cluster: self.guest_cluster(entry),
+            extent,
+            clusters: geometry.admit_extent(extent.offset, extent.bytes()).ok()?,
+        })
     }
 
-    /// A finding at an entry, counted once for each L1 entry that names the table.
-    fn finding(&self, code: Code, entry: Entry) -> Finding {
-        Finding::new(code, self.place(entry))
-            .word(entry.word.0)
-            .guest(self.guest(entry))
-            .count(self.item.weight())
+    /// A standard descriptor of an aligned cluster of the file, in which nothing can be wrong.
+    fn is_ordinary(&self, word: u64) -> bool {
+        let entry = L2Entry(word);
+        let offset = entry.standard_offset().0;
+        word & self.rules.odd_bits == 0
+            && offset != 0
+            && offset < self.rules.geometry.file_bytes()
+            // COPIED has no business in a table that is not active.
+            && (self.is_active || !entry.copied())
     }
 
-    /// Notes what is wrong with one entry; says whether it cannot be followed.
-    fn judge(&self, entry: Entry, notes: &mut Notes) -> bool {
-        if entry.word.reserved_bits() != 0 {
-            notes.push(self.finding(Code::L2EntryReservedBits, entry));
-        }
-        if self.rules.geometry.has_extended_l2() {
-            self.judge_subclusters(entry, notes);
-        } else if self.rules.version == 2 && !entry.word.is_compressed() && entry.word.zero_flag() {
-            notes.push(self.finding(Code::ZeroFlagInV2, entry));
-        }
-        let is_active = self.item.trees.active > 0;
-        if is_active && self.guest_cluster(entry) >= self.rules.virtual_clusters {
-            notes.push(self.finding(Code::MappingPastVirtualSize, entry));
-        }
-        if entry.word.is_compressed() {
-            self.judge_compressed(entry, notes)
-        } else {
-            self.judge_standard(entry, notes)
-        }
-    }
-
-    fn judge_standard(&self, entry: Entry, notes: &mut Notes) -> bool {
-        let Some(target) = self.rules.target(entry) else {
-            // Offset 0 is a place in an external data file.
-            if entry.word.copied() && !self.rules.has_data_file {
-                notes.push(self.finding(Code::L2EntryWithoutOffset, entry));
-            }
-            return false;
-        };
-        match target {
-            Target::Standard {
-                cluster: Err(refusal),
-                ..
-            } => {
-                let code = match refusal {
-                    Refusal::Unaligned => Code::L2EntryUnaligned,
-                    Refusal::PastEnd => Code::L2EntryPastEnd,
-                };
-                notes.push(self.finding(code, entry));
-                true
-            }
-            Target::External { offset } => {
-                self.judge_external(entry, offset, notes);
-                false
-            }
-            Target::Standard { copied, .. } => {
-                if copied && self.item.trees.active == 0 {
-                    notes.push(self.finding(Code::CopiedFlagInactive, entry));
-                }
-                false
-            }
-            Target::Compressed { .. } => false,
-        }
-    }
-
-    fn judge_external(&self, entry: Entry, offset: HostOffset, notes: &mut Notes) {
-        let guest = self.guest(entry);
-        if offset.0 != guest.start.0 {
-            notes.push(
-                self.finding(Code::DataFileOffsetMismatch, entry)
-                    .detail("the data file offset should be the guest offset"),
-            );
-        }
-        if self
-            .rules
-            .data_file_bytes
-            .is_some_and(|bytes| offset.0 >= bytes)
-        {
-            notes.push(self.finding(Code::DataFilePastEnd, entry));
-        }
-        if self.item.trees.active > 0 && !entry.word.copied() {
-            notes.push(
-                self.finding(Code::CopiedFlagMissing, entry)
-                    .count(self.item.trees.active),
-            );
-        }
-    }
-
-    fn judge_compressed(&self, entry: Entry, notes: &mut Notes) -> bool {
-        if entry.word.copied() {
-            notes.push(self.finding(Code::CompressedCopied, entry));
-        }
-        if self.rules.has_data_file {
-            notes.push(self.finding(Code::CompressedWithDataFile, entry));
-            return true;
-        }
-        if entry.bitmap.0 != 0 {
-            notes.push(self.finding(Code::CompressedWithSubclusters, entry));
-            return true;
-        }
-        if let Some(Target::Compressed {
-            clusters: Err(_), ..
-        }) = self.rules.target(entry)
-        {
-            notes.push(self.finding(Code::CompressedPastEnd, entry));
-            return true;
-        }
-        false
-    }
-
-    fn judge_subclusters(&self, entry: Entry, notes: &mut Notes) {
-        if entry.word.is_compressed() {
-            return;
-        }
-        if entry.word.zero_flag() {
-            notes.push(self.finding(Code::ExtendedL2ZeroFlag, entry));
-        }
-        let allocated = entry.bitmap.allocated();
-        let has_cluster = self.rules.target(entry).is_some();
-        if !has_cluster && allocated != 0 {
-            notes.push(self.finding(Code::SubclusterWithoutCluster, entry));
-        } else if allocated & entry.bitmap.zero() != 0 {
-            notes.push(self.finding(Code::SubclusterAllocatedAndZero, entry));
+    fn run(&self, index: u64, first: u64, count: u64) -> Run {
+        let first = L2Entry(first);
+        Run {
+            index,
+            guest_cluster: self.first_guest_cluster.saturating_add(index),
+            clusters: ClusterRange {
+                start: self.rules.geometry.cluster_at(first.standard_offset()),
+                count,
+            },
+            copied: first.copied(),
         }
     }
 }
