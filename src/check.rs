@@ -14,6 +14,7 @@ mod digest;
 mod extents;
 mod owner_runs;
 mod owners;
+mod passes;
 mod settle;
 mod stored;
 mod verdict;
@@ -44,6 +45,9 @@ const MAX_FILE_BYTES: u64 = 1 << 56;
 pub struct Options {
     /// Length of the external data file, to check the mapping against.
     pub data_file_bytes: Option<u64>,
+    /// How many bytes a check should take. With less than it would need, it goes on in several passes over the file; what
+    /// damage takes comes on top. `None`: as many as it needs.
+    pub max_memory_bytes: Option<u64>,
     /// The storage is a block device: bytes behind the image are somebody else's business.
     pub is_block_device: bool,
 }
@@ -124,13 +128,13 @@ pub(crate) fn examine<'a, S: Storage>(
         return Err(Box::new(notes));
     };
     let mut survey = walk::survey(walk, &mut notes);
-    let ledger = Ledger::new();
-    let last_stored = stored::enter_stored_counts(walk, &mut survey, &ledger, &mut notes);
-    let settled = settle::settle(walk, &survey, &ledger, &mut notes);
+    let max_bytes = options.max_memory_bytes.unwrap_or(u64::MAX);
+    let max_bytes = max_bytes.saturating_sub(survey.bytes());
+    let (ledger, settled) = passes::settle_in_passes(walk, &mut survey, max_bytes, &mut notes);
     let witnessed = witness::name_suspects(walk, &survey, &ledger, &mut notes);
     compare::compare(walk, &survey, &ledger, &witnessed, &mut notes);
     owners::name_owners(walk, &survey, ledger.suspects(), &witnessed, &mut notes);
-    let last_cluster = settled.last_referenced.max(last_stored);
+    let last_cluster = settled.last_cluster;
     note_file_end(walk, options, last_cluster, &mut notes);
     if settled.truncated_clusters > 0 {
         notes.push(

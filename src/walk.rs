@@ -126,6 +126,13 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
+    /// About what it takes in memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let claims = size_of_val(self.claims.as_slice());
+        let blocks = size_of_val(self.refcount_blocks.as_slice());
+        (claims + blocks + size_of_val(self.l2_tables.as_slice())) as u64
+    }
+
     pub(crate) fn claim(&mut self, clusters: ClusterRange, kind: OwnerKind, place: Place) {
         self.claims.push(Claim {
             clusters,

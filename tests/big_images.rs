@@ -33,9 +33,45 @@ fn written(case: &Case, scale: Scale) -> (TempDir, Layout, std::path::PathBuf) {
 }
 
 fn checked(path: &Path) -> qfsck::Check {
+    checked_within(path, None)
+}
+
+fn checked_within(path: &Path, max_memory_bytes: Option<u64>) -> qfsck::Check {
     let file = ImageFile::open(path, Sharing::Protected).expect("a file");
     let image = Image::open(file, path).expect("an image");
-    qfsck::check(&image, Options::default(), &Progress::default())
+    let options = Options {
+        max_memory_bytes,
+        ..Options::default()
+    };
+    qfsck::check(&image, options, &Progress::default())
+}
+
+/// Images of several regions of 32,768 clusters each, so that there is something to divide.
+#[test]
+fn several_passes_in_little_memory_find_the_same() {
+    let cases = [
+        ("1tib-64k", 64),
+        ("1tib-64k-random", 64),
+        ("16gib-512b", 128),
+        ("256gib-4k-random", 512),
+        ("snapshots-50", 8),
+        ("snapshots-500", 4),
+        ("compressed", 64),
+        ("refcount-1-bit", 64),
+        ("sparse-tail", 64),
+        ("leaks", 64),
+        ("copied", 64),
+        ("refcount-table-lost", 64),
+    ];
+    for (name, divisor) in cases {
+        let case = CASES.iter().find(|case| case.name == name).expect(name);
+        let (_directory, _, path) = written(case, Scale { divisor });
+        let whole = checked(&path);
+        for max_memory_bytes in [0, 100 << 10] {
+            let divided = checked_within(&path, Some(max_memory_bytes));
+            assert!(divided == whole, "{name} within {max_memory_bytes} bytes");
+        }
+    }
 }
 
 #[test]

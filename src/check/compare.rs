@@ -13,6 +13,9 @@ use crate::refcount_map::Ledger;
 use crate::storage::Storage;
 use crate::walk::{Notes, Survey, Walk};
 
+/// Regions compared at the same time.
+const REGIONS_AT_ONCE: usize = 16;
+
 /// What is known of one cluster.
 #[derive(Clone, Copy, Debug)]
 struct Account {
@@ -59,16 +62,18 @@ pub(super) fn compare<S: Storage>(
         // A table nobody read may refer to anything: what nothing else refers to is then no leak.
         sees_all_references: notes.coverage.failure_count() == 0,
     };
-    let regions = ledger.unsettled_regions();
-    let parts: Vec<Findings> = regions
-        .par_iter()
-        .map(|&region| {
-            let stored = RegionCounts::read(walk, survey, region);
-            compare_region(&judge, &stored, ledger, witnessed, region)
-        })
-        .collect();
-    for part in parts {
-        notes.findings.append(part);
+    // Each part keeps as many findings as all together may: few parts at a time.
+    for regions in ledger.unsettled_regions().chunks(REGIONS_AT_ONCE) {
+        let parts: Vec<Findings> = regions
+            .par_iter()
+            .map(|&region| {
+                let stored = RegionCounts::read(walk, survey, region);
+                compare_region(&judge, &stored, ledger, witnessed, region)
+            })
+            .collect();
+        for part in parts {
+            notes.findings.append(part);
+        }
     }
 }
 

@@ -48,6 +48,7 @@ impl Extents {
         }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, extent: CompressedExtent, guest_cluster: u64) {
         let start = extent.offset.0;
         let last_sector = extent.last_sector_offset().0;
@@ -73,10 +74,10 @@ impl Extents {
 impl Run {
     /// Whether an extent begins where this run may be followed, with nothing between them.
     fn is_followed_by(&self, start: u64, guest_cluster: u64) -> bool {
-        let next_sector = self.last_sector.saturating_add(SECTOR_BYTES);
+        // An offset before the last sector wraps around, to a distance no two extents have.
         start > self.last_start
-            && (self.last_sector..=next_sector).contains(&start)
-            && self.guest_cluster + self.count == guest_cluster
+            && start.wrapping_sub(self.last_sector) <= SECTOR_BYTES
+            && self.guest_cluster.wrapping_add(self.count) == guest_cluster
     }
 }
 

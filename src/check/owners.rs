@@ -74,7 +74,7 @@ pub(super) fn owners_of<S: Storage>(
 ) -> (u64, Owners) {
     let asked = ClusterSet::new();
     asked.insert(cluster);
-    let tally = Tally::new();
+    let tally = Tally::new(&asked);
     let purpose = Purpose {
         suspects: Some(&asked),
         named: Some(&asked),

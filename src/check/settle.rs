@@ -20,8 +20,8 @@ use crate::walk::{L2Item, Notes, Survey, Walk};
 /// What settling found out besides.
 #[derive(Debug)]
 pub(super) struct Settled {
-    /// The last cluster anything refers to.
-    pub(super) last_referenced: u64,
+    /// The last cluster anything refers to, or counts.
+    pub(super) last_cluster: u64,
     /// References past the end of the file to clusters that have a stored count: they existed once.
     pub(super) truncated_clusters: u64,
     /// `image_end_offset` and `total_clusters` are not filled in.
@@ -68,7 +68,7 @@ pub(super) fn settle<S: Storage>(
     }
     judge_extents(walk.geometry, extents, notes);
     Settled {
-        last_referenced: last.into_inner(),
+        last_cluster: last.into_inner(),
         truncated_clusters: truncated.into_inner(),
         statistics,
     }
@@ -145,6 +145,7 @@ impl Payer<'_, '_> {
         self.last = self.last.max(clusters.end().saturating_sub(1));
     }
 
+    #[inline]
     fn owe_for_compressed(&mut self, cluster: HostCluster) {
         let weight = self.item.weight();
         match &mut self.compressed {
@@ -209,6 +210,25 @@ impl Entries for Payer<'_, '_> {
             self.run
                 .add_run(geometry.offset_of(cluster).0, 1, geometry.cluster_bytes());
             self.last = self.last.max(cluster.0);
+        }
+        true
+    }
+
+    fn compressed_chunk(&mut self, guest_cluster: u64, words: &[u64; CHUNK]) -> bool {
+        let geometry = self.visitor.rules.geometry;
+        for (guest_cluster, &word) in (guest_cluster..).zip(words) {
+            let Some(extent) = L2Entry(word).compressed_extent(geometry) else {
+                continue;
+            };
+            self.run.add_compressed();
+            self.visitor.extents.push(extent, guest_cluster);
+            let first = geometry.cluster_at(extent.offset);
+            let last = geometry.cluster_at(extent.last_sector_offset());
+            self.owe_for_compressed(first);
+            for cluster in first.0 + 1..=last.0 {
+                self.owe_for_compressed(HostCluster(cluster));
+            }
+            self.last = self.last.max(last.0);
         }
         true
     }

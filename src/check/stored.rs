@@ -3,6 +3,7 @@
 //! Comes in: the refcount blocks of the survey. Goes out: every count that is not zero, entered once. Never here:
 //! what a count should be.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::coverage::Gap;
@@ -65,14 +66,19 @@ impl GroupVisitor<RefcountBlockItem> for Visitor<'_> {
     }
 }
 
-/// Enters every stored count into the ledger; returns the last cluster of the file that has one.
+/// Enters the stored counts of some blocks into the ledger; returns the last cluster of the file that has one.
 pub(super) fn enter_stored_counts<S: Storage>(
     walk: Walk<'_, S>,
     survey: &mut Survey,
+    blocks: Range<usize>,
     ledger: &Ledger,
     notes: &mut Notes,
 ) -> u64 {
-    let mut blocks = survey.refcount_blocks.clone();
+    let mut blocks = survey
+        .refcount_blocks
+        .get(blocks)
+        .map(<[_]>::to_vec)
+        .unwrap_or_default();
     blocks.sort_by_key(|block| (block.cluster, block.index));
     let total_bytes = blocks.len() as u64 * walk.geometry.cluster_bytes();
     walk.progress.begin(Phase::Refcounts, total_bytes);

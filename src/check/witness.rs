@@ -40,7 +40,7 @@ pub(super) fn name_suspects<S: Storage>(
     notes: &mut Notes,
 ) -> Witnessed {
     let suspects = ledger.suspects();
-    let tally = Tally::new();
+    let tally = Tally::new(suspects);
     if suspects.is_empty() {
         return Witnessed {
             tally,

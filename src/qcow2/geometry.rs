@@ -178,15 +178,20 @@ impl Geometry {
     /// Turns an alleged extent of `bytes` bytes, at any byte, into the clusters it touches.
     ///
     /// It may end less than a cluster past the end of the file, as a half-written last cluster does.
+    #[inline]
     pub fn admit_extent(self, offset: HostOffset, bytes: u64) -> Result<ClusterRange, Refusal> {
         let end = offset.0.checked_add(bytes).ok_or(Refusal::PastEnd)?;
-        let limit = self.file_bytes.saturating_add(self.cluster_bytes());
-        if end >= limit {
+        if end >= self.extent_limit() {
             return Err(Refusal::PastEnd);
         }
         let start = self.cluster_at(offset);
         let count = self.clusters_for(end).saturating_sub(start.0);
         Ok(ClusterRange { start, count })
+    }
+
+    /// Where an extent that is in the file must end before: a whole cluster past the end of the file.
+    pub fn extent_limit(self) -> u64 {
+        self.file_bytes.saturating_add(self.cluster_bytes())
     }
 
     /// The part of an aligned table that lies in the file, for tables whose tail is lost.

@@ -56,9 +56,19 @@ impl CompressedExtent {
     }
 
     /// The first byte of the last sector, which the next extent may share.
+    #[inline]
     pub fn last_sector_offset(self) -> HostOffset {
-        let first_sector = self.offset.0 - self.offset.0 % SECTOR_BYTES;
-        HostOffset(first_sector.saturating_add((self.sectors - 1) * SECTOR_BYTES))
+        // At most 55 bits and 14 bits of sectors: no sum of theirs wraps.
+        let first_sector = self.offset.0 & !(SECTOR_BYTES - 1);
+        HostOffset(
+            first_sector.wrapping_add(self.sectors.wrapping_sub(1).wrapping_mul(SECTOR_BYTES)),
+        )
+    }
+
+    /// The first byte after the last sector.
+    #[inline]
+    pub fn end(self) -> HostOffset {
+        HostOffset(self.last_sector_offset().0.wrapping_add(SECTOR_BYTES))
     }
 }
 
@@ -92,6 +102,11 @@ impl L2Entry {
     /// Bit 0, whatever it means in this image.
     pub fn zero_flag(self) -> bool {
         self.0 & ZERO != 0
+    }
+
+    /// Whether the word is a compressed cluster descriptor without a flag it must not have.
+    pub fn is_plain_compressed(self) -> bool {
+        self.0 & (COMPRESSED | COPIED) == COMPRESSED
     }
 
     /// Whether the word is a compressed cluster descriptor.

@@ -13,7 +13,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::cluster_set::{ClusterSet, Plane, WORDS, clusters_of_words};
 use super::shared::{Payments, Shared};
@@ -76,6 +78,12 @@ impl Region {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     regions: Sparse<Region>,
+    /// The regions it is kept for; what concerns others is not noted at all.
+    window: Range<u64>,
+    /// Bytes the regions may take, and take.
+    limit_bytes: u64,
+    bytes: AtomicU64,
+    is_over_limit: AtomicBool,
     suspects: ClusterSet,
     /// Another one in each run, so that nobody can make an image for which the sums of identities come out even.
     key: u64,
@@ -83,12 +91,52 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// An empty ledger.
-    pub(crate) fn new() -> Self {
+    #[cfg(test)]
+    fn new() -> Self {
+        Self::of(0..u64::MAX, u64::MAX, ClusterSet::new())
+    }
+
+    /// An empty ledger for some regions, which may take so many bytes, beside suspects that are already known.
+    pub(crate) fn of(window: Range<u64>, limit_bytes: u64, suspects: ClusterSet) -> Self {
         Self {
             regions: Sparse::new(MAX_CLUSTERS / REGION_CLUSTERS),
-            suspects: ClusterSet::new(),
+            window,
+            limit_bytes,
+            bytes: AtomicU64::new(0),
+            is_over_limit: AtomicBool::new(false),
+            suspects,
             key: RandomState::new().hash_one(0),
         }
+    }
+
+    /// Whether counts were left out because there was no room for them: the ledger is of no use then.
+    pub(crate) fn is_over_limit(&self) -> bool {
+        self.is_over_limit.load(Relaxed)
+    }
+
+    /// Gives the ledger up and makes whatever is not settled in it a suspect.
+    pub(crate) fn into_suspects(self) -> ClusterSet {
+        for region in self.unsettled_regions() {
+            for cluster in self.unsettled_clusters(region) {
+                self.suspects.insert(cluster);
+            }
+        }
+        self.suspects
+    }
+
+    /// Gives the ledger up and keeps the suspects it began with: none were added yet.
+    pub(crate) fn into_known_suspects(self) -> ClusterSet {
+        self.suspects
+    }
+
+    /// Takes room for a part of a region; `false` where there is none left.
+    fn take_room(&self, bytes: usize) -> bool {
+        let taken = self.bytes.fetch_add(bytes as u64, Relaxed);
+        let has_room = taken < self.limit_bytes;
+        if !has_room {
+            self.is_over_limit.store(true, Relaxed);
+        }
+        has_room
     }
 
     /// After the last payment: where it is not certain that each shared cluster is used for one thing, makes them suspects.
@@ -201,6 +249,9 @@ impl<'a> Entry<'a> {
         let Some(region) = self.region(index) else {
             return;
         };
+        if region.shared.get().is_none() && !self.ledger.take_room(Shared::BYTES) {
+            return;
+        }
         let shared = region.shared.get_or_init(|| Box::new(Shared::new()));
         let refused = shared.owe(slot, counts);
         // Beyond what a counter holds: left to the exact tally.
@@ -215,7 +266,15 @@ impl<'a> Entry<'a> {
         {
             return Some(region);
         }
-        let region = self.ledger.regions.get_or_make(index, Region::new)?;
+        let ledger = self.ledger;
+        if !ledger.window.contains(&index) {
+            return None;
+        }
+        let is_new = ledger.regions.get(index).is_none();
+        if is_new && !ledger.take_room(size_of::<Region>()) {
+            return None;
+        }
+        let region = ledger.regions.get_or_make(index, Region::new)?;
         self.last = Some((index, region));
         Some(region)
     }
@@ -255,7 +314,8 @@ impl Directory<'_> {
 
     /// Whether a payment is owed and made with the right flag; a failure is not noted.
     pub(crate) fn try_pay(&self, cluster: HostCluster, payment: Payment) -> bool {
-        self.pay_in_word(cluster, 1, payment) == 0
+        let (index, _) = locate(cluster);
+        self.ledger.window.contains(&index) && self.pay_in_word(cluster, 1, payment) == 0
     }
 
     /// Pays one reference off each of up to 64 clusters that lie far apart, for guest clusters that follow one another;
@@ -285,7 +345,8 @@ impl Directory<'_> {
         let (index, slot) = locate(first);
         let mask = (u64::MAX >> (64 - count)) << (slot % 64);
         let Some(region) = self.region(index) else {
-            return mask;
+            let is_ours = self.ledger.window.contains(&index);
+            return if is_ours { mask } else { 0 };
         };
         let paid = if payment.weight == 1 {
             region.one.clear_word(slot / 64, mask)

@@ -64,6 +64,9 @@ struct Payable {
 }
 
 impl Shared {
+    /// What one takes, but for wide counters.
+    pub(super) const BYTES: usize = size_of::<Self>() + COUNT_WORDS * size_of::<u64>();
+
     pub(super) fn new() -> Self {
         Self {
             owed: (0..COUNT_WORDS).map(|_| AtomicU64::new(0)).collect(),
@@ -141,6 +144,9 @@ impl Shared {
 
     /// Takes payments; returns the bits of the clusters on which less was owed.
     pub(super) fn pay(&self, payments: Payments) -> u64 {
+        if payments.mask.is_power_of_two() {
+            return self.pay_one(payments);
+        }
         let (mut failed, mut sum, mut rest) = (0, 0_u64, payments.mask);
         while rest != 0 {
             let part = rest.trailing_zeros() / 8 * 8;
@@ -156,6 +162,43 @@ impl Shared {
             self.identities.fetch_add(sum, Relaxed);
         }
         failed
+    }
+
+    /// Takes a payment for one cluster, as `pay` does for many.
+    fn pay_one(&self, payments: Payments) -> u64 {
+        let slot = payments.slot / 64 * 64 + payments.mask.trailing_zeros() as usize;
+        let shift = 8 * (slot % LANES);
+        let Some(word) = self.owed.get(slot / LANES) else {
+            return payments.mask;
+        };
+        let lowered = word.fetch_update(Relaxed, Relaxed, |owed| {
+            let lane = (owed >> shift) & COUNT;
+            let paid = if lane < COUNT && lane >= payments.weight {
+                payments.weight
+            } else {
+                0
+            };
+            let touched = if lane < COUNT { TOUCHED << shift } else { 0 };
+            Some((owed - (paid << shift)) | touched)
+        });
+        let before = lowered.unwrap_or_else(|owed| owed) >> shift;
+        let payable = if before & COUNT == COUNT {
+            self.lower_wide(slot, payments.weight)
+        } else {
+            Payable {
+                owed: before & COUNT,
+                is_first: before & TOUCHED == 0,
+            }
+        };
+        let difference = payments.difference(slot, payable);
+        if difference != 0 {
+            self.identities.fetch_add(difference, Relaxed);
+        }
+        if payable.owed < payments.weight {
+            payments.mask
+        } else {
+            0
+        }
     }
 
     /// Lowers the lanes of one word whose bits are set, where enough is owed; tells what was owed on each.

@@ -90,6 +90,10 @@ pub(crate) struct CompressedEntry {
 pub(crate) trait Entries {
     /// Standard descriptors, in which nothing is wrong by itself.
     fn run(&mut self, run: Run);
+    /// Descriptors of compressed data in which nothing is wrong by themselves; `false` if they are to be told one by one.
+    fn compressed_chunk(&mut self, _guest_cluster: u64, _words: &[u64; CHUNK]) -> bool {
+        false
+    }
     /// A descriptor of compressed data in which nothing is wrong by itself.
     fn compressed(&mut self, entry: CompressedEntry);
     /// Any other entry.
@@ -228,6 +232,12 @@ impl Rules {
                 tally.used += used;
                 return;
             }
+            if context.is_all_compressed(chunk)
+                && entries.compressed_chunk(context.first_guest_cluster + chunk.index, &chunk.words)
+            {
+                tally.used += CHUNK as u64;
+                return;
+            }
             context.walk_chunk(chunk, notes.as_deref_mut(), entries, &mut tally);
         });
         if let Some(notes) = notes {
@@ -315,6 +325,20 @@ impl TableContext<'_> {
         (is_ordinary && following < CHUNK as u64 / 4).then_some(used)
     }
 
+    /// Whether a chunk is nothing but descriptors of compressed data in which nothing is wrong.
+    fn is_all_compressed(&self, chunk: &Chunk) -> bool {
+        let geometry = self.rules.geometry;
+        let is_plain = |word: &u64| L2Entry(*word).is_plain_compressed();
+        if !self.may_be_plain || geometry.has_extended_l2() || !chunk.words.iter().all(is_plain) {
+            return false;
+        }
+        let ends = chunk.words.iter().map(|word| {
+            let extent = L2Entry(*word).compressed_extent(geometry);
+            extent.map_or(u64::MAX, |extent| extent.end().0)
+        });
+        ends.fold(0, u64::max) < geometry.extent_limit()
+    }
+
     /// Tells the entries of any chunk: runs, other plain entries, and what is wrong with the rest.
     fn walk_chunk(
         &self,
@@ -325,7 +349,9 @@ impl TableContext<'_> {
     ) {
         let mut at = 0;
         while let Some(entry) = chunk.entry(at) {
-            if let Some(compressed) = self.plain_compressed(entry) {
+            if entry.word.is_plain_compressed()
+                && let Some(compressed) = self.plain_compressed(entry)
+            {
                 at += 1;
                 tally.used += 1;
                 entries.compressed(compressed);
@@ -356,6 +382,7 @@ impl TableContext<'_> {
     }
 
     /// The run of ordinary entries that begins at one of a chunk.
+    #[inline]
     fn run_at(&self, chunk: &Chunk, at: u64) -> Option<Run> {
         let step = self.rules.geometry.cluster_bytes();
         let first = chunk.entry(at)?;
@@ -377,21 +404,21 @@ impl TableContext<'_> {
     }
 
     /// A descriptor of compressed data in the file, in which nothing can be wrong.
+    #[inline]
     fn plain_compressed(&self, entry: Entry) -> Option<CompressedEntry> {
-        let geometry = self.rules.geometry;
-        if !entry.word.is_compressed()
-            || !self.may_be_plain
-            || entry.word.copied()
-            || entry.bitmap.0 != 0
-        {
+        if !self.may_be_plain || entry.bitmap.0 != 0 {
             return None;
         }
-        let extent = entry.word.compressed_extent(geometry)?;
+        let extent = entry.word.compressed_extent(self.rules.geometry)?;
         Some(CompressedEntry {
             index: entry.index,
             guest_cluster: self.guest_cluster(entry),
             extent,
-            clusters: geometry.admit_extent(extent.offset, extent.bytes()).ok()?,
+            clusters: self
+                .rules
+                .geometry
+                .admit_extent(extent.offset, extent.bytes())
+                .ok()?,
         })
     }
 

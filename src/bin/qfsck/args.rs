@@ -158,6 +158,13 @@ pub(crate) struct CheckArgs {
     #[arg(long, conflicts_with = "repair")]
     pub(crate) deep: bool,
 
+    /// About how much memory to take, as 512M; a quarter of what there is unless given
+    ///
+    /// An image whose counts take more is checked in several passes over its tables. The answer is the same. What damage
+    /// takes comes on top: some bytes for each cluster that does not add up.
+    #[arg(long, value_name = "SIZE", value_parser = parse_offset)]
+    pub(crate) max_memory: Option<u64>,
+
     /// Judge the image as one from a stranger, before anything else opens it
     ///
     /// What a gate for uploads turns away becomes findings of severity `policy`: names of other files, encryption, unknown

@@ -15,7 +15,7 @@ use crate::exit::Outcome;
 use crate::progress::{Stopped, Watch};
 use crate::session::{Session, filename, sharing};
 use crate::way_back::interrupted;
-use crate::{finish, fix, is_unread, print, render, say};
+use crate::{finish, fix, is_unread, memory, print, render, say};
 
 /// Checks every image; the gravest outcome is the answer.
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
@@ -224,6 +224,7 @@ pub(crate) fn options(args: &CheckArgs) -> Result<Options, Error> {
         .transpose()?;
     Ok(Options {
         data_file_bytes,
+        max_memory_bytes: args.max_memory.or_else(memory::quarter),
         ..Options::default()
     })
 }

@@ -8,6 +8,7 @@ mod check;
 mod exit;
 mod explain;
 mod fix;
+mod memory;
 mod mend;
 mod owner;
 mod plan_file;
