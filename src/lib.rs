@@ -56,4 +56,6 @@ pub use storage::{
     FileIdentity, ImageFile, Overlay, RepairFile, Sharing, Storage, StorageMut, UndoSink,
     UndoSinkFile, file_length_bytes,
 };
-pub use transaction::{Identity, Receipt, RepairError, apply, punch_freed, undo_repair};
+pub use transaction::{
+    Identity, Receipt, RepairError, UndoOptions, apply, punch_freed, undo_repair,
+};

@@ -13,12 +13,14 @@
 //! promised, the sectors written so far are put back; then the undo file is of use to nobody, and whoever made it may
 //! delete it ([`RepairError::is_put_back`]).
 
+mod back;
 mod error;
 mod originals;
 mod used;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::iter::repeat;
 use std::path::Path;
 
 use crate::check::{Check, Options, check};
@@ -29,15 +31,12 @@ use crate::image::Image;
 use crate::plan::{CopyEdit, Plan, Stage, StageKind};
 use crate::progress::Progress;
 use crate::storage::{Storage, StorageMut, UndoSink};
-use crate::undo::{Journal, SECTOR_BYTES, UndoFile, UndoRecord};
+use crate::undo::{Journal, SECTOR_BYTES};
 
+pub use back::{UndoOptions, undo_repair};
 pub use error::RepairError;
 use originals::keep_originals;
-use used::{left_digest, refuse_used_image};
-
-/// Byte of the header that holds the corrupt bit, and the bit.
-const CORRUPT_BYTE: usize = 79;
-const CORRUPT_BIT: u8 = 2;
+use used::left_digest;
 
 /// Which file an image is, for the undo file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,8 +254,11 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
     /// Sectors that are otherwise are not ours. What was copied over clusters that nothing uses stays there; the undo file
     /// has it.
     fn put_back(&mut self, plan: &Plan) -> io::Result<()> {
-        let done = plan.stages.iter().take(self.stages_done);
-        for stage in done.rev() {
+        for number in (0..self.stages_done).rev() {
+            let (earlier, rest) = plan.stages.split_at(number.min(plan.stages.len()));
+            let Some(stage) = rest.first() else {
+                continue;
+            };
             for edit in &stage.edits {
                 let mut now = vec![0; edit.after.len()];
                 self.storage.read_at(edit.offset, &mut now)?;
@@ -274,6 +276,9 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
                 }
             }
             self.storage.sync()?;
+            // What a stage before put right may have pointed to where this one appended.
+            let ends = earlier.iter().map(Stage::end);
+            self.cut_off(ends.fold(plan.length_bytes, u64::max))?;
         }
         self.cut_off(plan.length_bytes)
     }
@@ -284,12 +289,14 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
         for edit in plan.stages.iter().flat_map(|stage| &stage.edits) {
             let mut now = vec![0; edit.before.len()];
             self.storage.read_at(edit.offset, &mut now)?;
-            let sectors = edit
-                .before
-                .chunks(SECTOR_BYTES)
-                .zip(now.chunks(SECTOR_BYTES));
-            for (offset, (before, now)) in (edit.offset..).step_by(SECTOR_BYTES).zip(sectors) {
-                if seen.insert(offset) && before != now {
+            // Of what was appended there is nothing before, and what a later stage found there is cut off.
+            let count = edit.after.len().div_ceil(SECTOR_BYTES);
+            let blank: &[u8] = &[];
+            let mut before = edit.before.chunks(SECTOR_BYTES).chain(repeat(blank));
+            let mut now = now.chunks(SECTOR_BYTES).chain(repeat(blank));
+            for offset in (edit.offset..).step_by(SECTOR_BYTES).take(count) {
+                let is_equal = before.next() == now.next();
+                if seen.insert(offset) && !is_equal {
                     return Err(io::Error::other(format!("byte {offset} is not as it was")));
                 }
             }
@@ -349,81 +356,4 @@ fn totals(check: &Check) -> Vec<(Code, u64)> {
         .filter(|(code, _)| !matches!(code, Code::CorruptBitSet | Code::DirtyBitSet))
         .map(|(code, total)| (code, total.count))
         .collect()
-}
-
-/// Puts back what a repair changed. `sink` holds the very bytes `file` was read from.
-///
-/// It can be cut anywhere and run again.
-pub fn undo_repair<S: StorageMut, U: UndoSink>(
-    storage: &mut S,
-    file: &UndoFile<'_>,
-    progress: &Progress,
-    sink: impl FnOnce() -> io::Result<U>,
-) -> Result<Receipt, RepairError> {
-    refuse_used_image(storage, file, progress)?;
-    let sink = sink().map_err(RepairError::UndoFile)?;
-    let journal = file.reopen(sink).map_err(RepairError::UndoFile)?;
-    let mut transaction = Transaction {
-        storage,
-        journal,
-        sectors_written: 0,
-        stages_done: 0,
-    };
-    transaction
-        .put_originals(file)
-        .map_err(RepairError::PutBack)?;
-    Ok(Receipt {
-        sectors_written: transaction.sectors_written,
-    })
-}
-
-impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
-    fn put_originals(&mut self, file: &UndoFile<'_>) -> io::Result<()> {
-        let length_bytes = file.header.original_length_bytes;
-        let is_header = |record: &&UndoRecord<'_>| record.offset == 0;
-        let (header, body): (Vec<&UndoRecord<'_>>, Vec<&UndoRecord<'_>>) =
-            file.records.iter().partition(is_header);
-        // While the body is neither as it was nor as it was left, nobody shall open the image for writing.
-        for record in &header {
-            let mut guarded = record.original.to_vec();
-            if record.versions().len() > 1
-                && let Some(byte) = guarded.get_mut(CORRUPT_BYTE)
-            {
-                *byte |= CORRUPT_BIT;
-            }
-            self.put_original(record.offset, &guarded, length_bytes)?;
-        }
-        self.storage.sync()?;
-        for record in &body {
-            self.put_original(record.offset, record.original, length_bytes)?;
-        }
-        self.storage.sync()?;
-        self.cut_off(length_bytes)?;
-        for record in &header {
-            self.put_original(record.offset, record.original, length_bytes)?;
-        }
-        self.storage.sync()
-    }
-
-    /// Writes what lies before the end of the original file.
-    ///
-    /// Zeros are not written into a hole: they are there, and the disk may have no room for them. Other bytes are written
-    /// even where they are read: after a sync that failed, what is read need not be what is on the disk.
-    fn put_original(&mut self, offset: u64, bytes: &[u8], length_bytes: u64) -> io::Result<()> {
-        let in_file = usize::try_from(length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let part = bytes.get(..bytes.len().min(in_file)).unwrap_or(bytes);
-        // What was appended is cut off.
-        if part.is_empty() {
-            return Ok(());
-        }
-        if part.iter().all(|&byte| byte == 0) {
-            let end = offset.saturating_add(part.len() as u64);
-            let next_data = self.storage.next_data(offset);
-            let is_hole = next_data.is_ok_and(|next| next.is_none_or(|next| next >= end));
-            if is_hole && end <= self.storage.length_bytes()? {
-                return Ok(());
-            }
-        }
-        self.write(offset, part)
-    }
 }

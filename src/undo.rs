@@ -11,6 +11,7 @@ mod block;
 mod glance;
 mod judge;
 mod reader;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -18,7 +19,10 @@ mod writer;
 pub use before::Before;
 use block::Chain;
 pub use judge::Judgement;
+pub use stages::StepBack;
 pub use writer::{Journal, UndoWriter};
+
+use crate::qcow2::u16_at;
 
 /// The unit of records and of writes that a power cut cannot tear, in bytes.
 pub const SECTOR_BYTES: usize = 512;
@@ -51,14 +55,47 @@ pub struct UndoRecord<'a> {
     pub offset: u64,
     /// The bytes before the repair; what was past the end of the image is zero.
     pub original: &'a [u8],
+    /// For each version but the last, in turn, the bytes of the range.
+    kept: &'a [u8],
+    /// The stage that makes each version, ascending, big endian; none in a file of version 1.
+    stages: &'a [[u8; 2]],
     /// For each version in turn, one checksum for each sector, big endian.
     versions: &'a [[u8; 4]],
+}
+
+/// What becomes of a range in a repair: one version for each stage that changes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// The numbers of these stages, ascending.
+    pub stages: Vec<u16>,
+    /// For each version but the last, in turn, the bytes of the range: what the next one is taken back to.
+    pub kept: Vec<u8>,
+    /// For each version in turn, the [`sector_checksums`] of the range.
+    pub checksums: Vec<u32>,
 }
 
 impl UndoRecord<'_> {
     /// For each version in turn, one checksum for each sector, as [`sector_checksums`] gives them.
     pub fn versions(&self) -> impl ExactSizeIterator<Item = u32> {
         self.versions.iter().copied().map(block::checksum)
+    }
+
+    /// The stage that makes each version, ascending; none in a file of version 1.
+    pub fn stages(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.stages
+            .iter()
+            .map(|stage| u16_at(stage, 0).unwrap_or_default())
+    }
+
+    /// What the range held before its version `number`.
+    fn before_version(&self, number: usize) -> &[u8] {
+        let Some(earlier) = number.checked_sub(1) else {
+            return self.original;
+        };
+        let length = self.original.len();
+        let start = earlier.saturating_mul(length);
+        let kept = self.kept.get(start..start.saturating_add(length));
+        kept.unwrap_or(self.original)
     }
 }
 
@@ -131,7 +168,7 @@ pub enum UndoError {
     },
 }
 
-/// The checksum of each sector of a range: what [`UndoWriter::record`] wants for each version the range will have.
+/// The checksum of each sector of a range: what [`Versions`] has of each version.
 ///
 /// A tail shorter than a sector is left out.
 pub fn sector_checksums(range: &[u8]) -> impl ExactSizeIterator<Item = u32> + '_ {

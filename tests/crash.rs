@@ -154,7 +154,13 @@ fn repair(disk: &mut Recording, plan: &Plan, sink: &MemorySink) -> Result<Receip
 fn undo(disk: &mut Recording, undo_file: &[u8]) -> Result<Receipt, RepairError> {
     let sink = MemorySink(Rc::new(RefCell::new(undo_file.to_vec())));
     let file = UndoFile::decode(undo_file).expect("an undo file as it was written");
-    qfsck::undo_repair(disk, &file, &Progress::default(), || Ok(sink))
+    qfsck::undo_repair(
+        disk,
+        &file,
+        qfsck::UndoOptions::default(),
+        &Progress::default(),
+        || Ok(sink),
+    )
 }
 
 /// Clusters the next write could destroy something through, by kind.
@@ -300,6 +306,8 @@ pub(crate) struct Score {
     pub(crate) worse: Vec<String>,
     pub(crate) undo_mismatches: Vec<String>,
     second_crashes: usize,
+    undo_states: usize,
+    worse_in_undo: Vec<String>,
 }
 
 /// Repairs an image, cuts the power everywhere, and goes back from every state.
@@ -326,7 +334,8 @@ pub(crate) fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &m
                 score.worse.push(format!("{name}, epoch {number}"));
             }
             let tries_again = score.states.is_multiple_of(8);
-            if !ignores_syncs && !undoes(&state, &undo_file, start, tries_again, score) {
+            let again = tries_again.then_some(&before);
+            if !ignores_syncs && !undoes(&state, &undo_file, start, again, score) {
                 score
                     .undo_mismatches
                     .push(format!("{name}, epoch {number}"));
@@ -341,6 +350,29 @@ pub(crate) fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &m
     if undone.is_err() || disk.bytes != start {
         score.undo_mismatches.push(format!("{name}, when finished"));
     }
+    let cuts = cuts(&base, &disk.log, usize::MAX);
+    for (epoch, state) in cuts {
+        score.undo_states += 1;
+        if !Hazards::of(&state).is_no_worse_than(&before) {
+            score.worse_in_undo.push(format!("{name}, epoch {epoch}"));
+        }
+    }
+}
+
+/// Every state a disk can be in while what is in the log is done to a file, up to so many of an epoch, with its number.
+fn cuts(start: &[u8], log: &[Op], most: usize) -> Vec<(usize, Vec<u8>)> {
+    let mut random = start.len() as u64;
+    let mut base = start.to_vec();
+    let mut states = Vec::new();
+    for (number, epoch) in epochs(log).into_iter().enumerate() {
+        for arrived in subsets(epoch.len(), &mut random).into_iter().take(most) {
+            let mut state = base.clone();
+            lay(&mut state, &epoch, &arrived);
+            states.push((number, state));
+        }
+        lay(&mut base, &epoch, &vec![true; epoch.len()]);
+    }
+    states
 }
 
 /// Calls `each` for every state a disk can be in while an image is repaired, with whether it is no worse than before.
@@ -369,27 +401,30 @@ fn committed(file: &[u8]) -> Vec<u8> {
     cut
 }
 
-/// Goes back from a crash state, and if asked to again from crashes inside that.
+/// Goes back from a crash state, and if it is said what was wrong before, again from crashes inside that.
 fn undoes(
     state: &[u8],
     undo_file: &[u8],
     start: &[u8],
-    tries_again: bool,
+    again: Option<&Hazards>,
     score: &mut Score,
 ) -> bool {
     let mut disk = Recording::new(state);
     if undo(&mut disk, undo_file).is_err() || disk.bytes != start {
         return false;
     }
-    if !tries_again {
+    let Some(before) = again else {
         return true;
-    }
+    };
     let mut base = state.to_vec();
     for epoch in epochs(&disk.log) {
         let half: Vec<bool> = (0..epoch.len()).map(|at| at % 2 == 0).collect();
         let mut second = base.clone();
         lay(&mut second, &epoch, &half);
         score.second_crashes += 1;
+        if !Hazards::of(&second).is_no_worse_than(before) {
+            score.worse_in_undo.push("a second crash".to_owned());
+        }
         let mut disk = Recording::new(&second);
         if undo(&mut disk, undo_file).is_err() || disk.bytes != start {
             return false;
@@ -549,13 +584,17 @@ fn no_power_cut_makes_an_image_worse_and_undo_comes_back_from_all() {
         }
     }
     println!(
-        "{} images, {} crash states, {} worse, {} undo mismatches, {} second crashes inside undo",
+        "{} images, {} crash states, {} worse, {} undo mismatches, {} second crashes inside undo, {} crash states of the \
+         undo, {} worse",
         score.images,
         score.states,
         score.worse.len(),
         score.undo_mismatches.len(),
-        score.second_crashes
+        score.second_crashes,
+        score.undo_states,
+        score.worse_in_undo.len()
     );
+    assert!(score.worse_in_undo.is_empty(), "{:#?}", score.worse_in_undo);
     assert!(score.worse.is_empty(), "{:#?}", score.worse);
     assert!(
         score.undo_mismatches.is_empty(),
@@ -665,4 +704,64 @@ fn one_sync_left_out_lets_a_power_cut_make_images_worse() {
         let is_needed = worse.get(&kind) > Some(&0);
         assert!(is_needed, "{kind:?} needs no sync: {worse:?}");
     }
+}
+
+#[test]
+fn one_sync_of_an_undo_left_out_lets_a_power_cut_make_images_worse() {
+    let (mut worse, mut versions) = (0, BTreeSet::new());
+    let rebuilt = rebuilt().into_iter().step_by(23);
+    for (_, start) in forged().into_iter().step_by(6).chain(rebuilt) {
+        let mut disk = Recording::new(&start);
+        let plan = plan_of(&disk);
+        let sink = MemorySink::default();
+        repair(&mut disk, &plan, &sink).expect("memory does not fail");
+        if plan.is_empty() {
+            continue;
+        }
+        let finished = sink.0.borrow().clone();
+        let repaired = disk.bytes;
+        let mut disk = Recording::new(&repaired);
+        undo(&mut disk, &finished).expect("nobody used it");
+        let before = Hazards::of(&start);
+        for number in 1..plan.stages.len() {
+            let log = without_sync(&disk.log, number - 1);
+            for (_, state) in cuts(&repaired, &log, 300) {
+                if !Hazards::of(&state).is_no_worse_than(&before) {
+                    worse += 1;
+                    versions.insert(start.get(7).copied());
+                }
+            }
+        }
+    }
+    println!("worse states without one sync of an undo: {worse}");
+    assert_eq!(versions.len(), 2, "no sync is needed: {worse}");
+}
+
+#[test]
+fn no_power_cut_makes_an_image_worse_while_a_repair_is_put_back_that_is_not_as_rehearsed() {
+    let mut states = 0;
+    let rebuilt = rebuilt().into_iter().step_by(11);
+    for (name, start) in forged().into_iter().step_by(9).chain(rebuilt) {
+        let mut disk = Recording::new(&start);
+        let mut plan = plan_of(&disk);
+        // Somebody else's rehearsal.
+        plan.after = plan.before.clone();
+        let before = Hazards::of(&start);
+        let refused = repair(&mut disk, &plan, &MemorySink::default());
+        if refused.is_ok() {
+            continue;
+        }
+        assert!(
+            matches!(refused, Err(RepairError::NotAsRehearsed)),
+            "{name}: {refused:?}"
+        );
+        assert!(disk.bytes == start, "{name}: it is not put back");
+        for (epoch, state) in cuts(&start, &disk.log, 300) {
+            states += 1;
+            let is_worse = !Hazards::of(&state).is_no_worse_than(&before);
+            assert!(!is_worse, "{name}, epoch {epoch}");
+        }
+    }
+    println!("{states} crash states of repairs that are put back");
+    assert!(states > 500, "{states}");
 }

@@ -196,8 +196,14 @@ fn can_be_undone(before: &[u8], repaired: &Repaired, sink: &MemorySink) -> Resul
     let file = UndoFile::decode(&undo_file).map_err(|error| format!("the undo file {error}"))?;
     let mut disk = Disk(repaired.bytes.clone());
     let sink = MemorySink(Rc::new(RefCell::new(undo_file.clone())));
-    qfsck::undo_repair(&mut disk, &file, &Progress::default(), || Ok(sink))
-        .map_err(|error| format!("undo fails: {error}"))?;
+    qfsck::undo_repair(
+        &mut disk,
+        &file,
+        qfsck::UndoOptions::default(),
+        &Progress::default(),
+        || Ok(sink),
+    )
+    .map_err(|error| format!("undo fails: {error}"))?;
     if disk.0 == before {
         return Ok(());
     }

@@ -85,7 +85,14 @@ const RULES: &[Rule] = &[
     },
     Rule {
         words: &["StorageMut"],
-        rooms: &["storage.rs", "storage/", "transaction.rs", "lib.rs", "bin/"],
+        rooms: &[
+            "storage.rs",
+            "storage/",
+            "transaction.rs",
+            "transaction/back.rs",
+            "lib.rs",
+            "bin/",
+        ],
         why: "an image is written to in one room",
     },
 ];

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use super::{Options, walkable};
-use crate::coverage::{Coverage, Gap};
+use crate::coverage::{Coverage, Gap, GapKind};
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::qcow2::{HostCluster, Place};
@@ -69,7 +69,12 @@ pub fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> io:
     }
     let missed = notes.coverage.unreadable_count();
     if missed > 0 || notes.coverage.is_stopped() {
-        return Err(io::Error::other("metadata cannot be read"));
+        let mut gaps = notes.coverage.gaps().iter();
+        let first = gaps.find(|gap| gap.kind == GapKind::Unreadable);
+        return Err(io::Error::other(first.map_or_else(
+            || "metadata cannot be read".to_owned(),
+            |gap| format!("{}: {}", gap.place, gap.detail),
+        )));
     }
     Ok(sum)
 }

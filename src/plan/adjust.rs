@@ -11,7 +11,7 @@ use super::evidence::{self, Permit};
 use super::notes::{DraftNotes, is_leaked};
 use super::remains;
 use super::space::holds_data;
-use super::{RepairOptions, StageKind};
+use super::{RepairOptions, StageKind, refcounts};
 use crate::check::{Difference, Examination};
 use crate::coverage::Gap;
 use crate::finding::Code;
@@ -41,6 +41,7 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
     let differences = examination.differences();
     let contested = contested_clusters(differences);
     let lost_counts = remains::lost_counts(examination)?;
+    let garbage = refcounts::garbage(examination);
     let lost = differences.iter().map(|known| known.cluster);
     let lost = lost.filter(|&cluster| lost_counts.contains(cluster));
     let sectors: BTreeSet<u64> = lost.map(|cluster| cluster.0 / per_sector).collect();
@@ -50,8 +51,11 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
         let unused = examination.unused_clusters(HostCluster(clusters.start));
         for cluster in unused.take_while(|cluster| clusters.contains(&cluster.0)) {
             let block = refcount_block(&examination.survey, geometry, cluster);
+            let index = cluster.0 / geometry.refcount_block_entries();
             let block = block.filter(|&block| {
-                !contested.contains(block) && is_in_file(geometry, block, cluster)
+                !contested.contains(block)
+                    && !garbage.blocks.contains(&index)
+                    && is_in_file(geometry, block, cluster)
             });
             let storage = examination.walk.image.storage();
             if let Some(block) = block
@@ -131,6 +135,11 @@ fn planned_counts<S: Storage>(
 ) -> io::Result<Vec<Option<u64>>> {
     let geometry = examination.walk.geometry;
     let lost = remains::lost_counts(examination)?;
+    let garbage = refcounts::garbage(examination);
+    let is_garbage = |cluster: HostCluster| {
+        let index = cluster.0 / geometry.refcount_block_entries();
+        garbage.blocks.contains(&index)
+    };
     let counts = differences.iter().map(|difference| {
         let stored = difference.stored?;
         let once_shared = u64::from(lost.contains(difference.cluster));
@@ -144,7 +153,9 @@ fn planned_counts<S: Storage>(
         let block = refcount_block(&examination.survey, geometry, difference.cluster);
         // A block that the file ends in has counts that are not on disk; writing one would grow the file.
         let is_writable = block.is_some_and(|block| {
-            !contested.contains(block) && is_in_file(geometry, block, difference.cluster)
+            !contested.contains(block)
+                && !is_garbage(difference.cluster)
+                && is_in_file(geometry, block, difference.cluster)
         });
         Some(if is_allowed && is_writable {
             wanted

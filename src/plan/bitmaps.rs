@@ -11,6 +11,7 @@
 //! first and set last. A cut in between leaves bitmaps that count for nothing, which the next writer drops.
 
 mod extension;
+mod unclaimed;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -117,6 +118,8 @@ struct Listed {
     /// Nothing is wrong with it by itself.
     is_sound: bool,
     claims: Vec<Claim>,
+    /// What an entry names that is wrong in anything but its table, and was not walked.
+    unwalked: Vec<Claim>,
 }
 
 /// The directory, as far as it can be read.
@@ -287,7 +290,11 @@ impl<S: Storage> Repair<'_, '_, S> {
             Err(_) => Directory::default(),
         };
         if !is_live {
-            self.release_unclaimed(directory.clusters, &directory.listed, changes);
+            let is_sound = directory.listed.iter().all(|bitmap| bitmap.is_sound);
+            if is_sound {
+                let claims = directory.listed.iter().flat_map(|bitmap| &bitmap.claims);
+                self.release_unclaimed(directory.clusters, claims, changes);
+            }
             self.remove_extension(area, extension, changes);
             return Ok(Ok(()));
         }
@@ -357,9 +364,15 @@ impl<S: Storage> Repair<'_, '_, S> {
                 return Err(io::Error::other("a bitmap's table could not be read"));
             }
             let errors = notes.findings.count_of(Severity::Corruption);
+            let unwalked = if notes.findings.total_of(Code::BitmapEntryInvalid).count > 0 {
+                self.walk_invalid(index, &entry, &mut budget)
+            } else {
+                Vec::new()
+            };
             let listed = Listed {
                 bytes: rest.get(..step).unwrap_or(rest).to_vec(),
                 name: entry.name,
+                unwalked,
                 is_sound: errors == 0 && notes.coverage.gap_count() == 0,
                 claims: survey.claims,
             };
@@ -420,7 +433,10 @@ impl<S: Storage> Repair<'_, '_, S> {
         changes
             .patches
             .push(self.autoclear(StageKind::SuspendBitmaps, false));
-        self.release_unclaimed(None, &directory.extra, changes);
+        if directory.extra.iter().all(|bitmap| bitmap.is_sound) {
+            let claims = directory.extra.iter().flat_map(|bitmap| &bitmap.claims);
+            self.release_unclaimed(None, claims, changes);
+        }
         let mut content = Vec::new();
         let mut count = 0_u32;
         for (bitmap, stays) in directory.listed.iter().zip(stays) {
@@ -430,6 +446,7 @@ impl<S: Storage> Repair<'_, '_, S> {
             } else {
                 let claims = bitmap.claims.iter().map(|claim| claim.clusters);
                 changes.released.extend(self.alone(claims));
+                self.release_unclaimed(None, &bitmap.unwalked, changes);
             }
         }
         if count == 0 {
@@ -533,40 +550,5 @@ impl<S: Storage> Repair<'_, '_, S> {
         patches
             .map(|(offset, word)| Patch::word(stage, because, offset, word))
             .collect()
-    }
-
-    /// Releases what bitmaps that nobody believed have left behind, as far as it is what it seems.
-    ///
-    /// Their clusters were never claimed, and may have been used for something else since. A list of offsets may be an L1
-    /// table as well as a bitmap's: it is let go only where every cluster it names is counted once, for the bitmap. The
-    /// bits themselves say nothing of what they are, so they are looked through like every other leak.
-    fn release_unclaimed(
-        &self,
-        directory: Option<ClusterRange>,
-        bitmaps: &[Listed],
-        changes: &mut Changes,
-    ) {
-        let is_sound = !bitmaps.is_empty() && bitmaps.iter().all(|bitmap| bitmap.is_sound);
-        if !is_sound {
-            return;
-        }
-        let leaked_once: Vec<HostCluster> = self
-            .examination
-            .differences()
-            .iter()
-            .filter(|known| known.stored == Some(1) && known.expected == 0)
-            .map(|known| known.cluster)
-            .collect();
-        let is_leaked = |claim: &Claim| {
-            let mut clusters = claim.clusters.clusters();
-            clusters.all(|cluster| leaked_once.binary_search(&cluster).is_ok())
-        };
-        let claims = bitmaps.iter().flat_map(|bitmap| &bitmap.claims);
-        if !claims.clone().all(is_leaked) {
-            return;
-        }
-        let tables = claims.filter(|claim| claim.kind == OwnerKind::BitmapTable);
-        let tables = tables.map(|claim| claim.clusters);
-        changes.released.extend(self.alone(tables.chain(directory)));
     }
 }

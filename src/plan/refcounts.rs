@@ -5,10 +5,14 @@
 //! nothing refers to but is not blank keeps a count of one, as a leak, until it is proven worthless.
 
 mod contested;
+mod garbage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
+
+use garbage::Garbage;
+pub(super) use garbage::garbage;
 
 use super::changes::{Changes, Fresh, Patch};
 use super::notes::{Doubt, DraftNotes};
@@ -28,7 +32,7 @@ const TABLE_OFFSET_FIELD: u64 = 48;
 const TABLE_CLUSTERS_FIELD: u64 = 56;
 
 /// Findings that stand for counts which have no sound block to be in.
-const ANSWERED: [Code; 9] = [
+const ANSWERED: [Code; 11] = [
     Code::RefcountTableUnaligned,
     Code::RefcountTableTooLarge,
     Code::RefcountTableMissing,
@@ -38,6 +42,8 @@ const ANSWERED: [Code; 9] = [
     Code::RefcountBlockShared,
     Code::MetadataOverlap,
     Code::RefcountZero,
+    Code::RefcountTooLow,
+    Code::RefcountLeak,
 ];
 
 /// Builds what is damaged or missing.
@@ -113,6 +119,8 @@ struct Damage {
     unsound: BTreeSet<u64>,
     /// Entries to clear: they name nothing that is a block, and nothing needs one there.
     stray: Vec<u64>,
+    /// Blocks that hold something else.
+    garbage: Garbage,
     /// Clusters whose COPIED flag says that they had another user once.
     once_shared: ClusterSet,
 }
@@ -152,13 +160,15 @@ impl Damage {
                 unsound.insert(block.index);
             }
         }
+        let garbage = garbage(examination);
+        let mut needy: BTreeSet<u64> = garbage.blocks.difference(&unsound).copied().collect();
+        unsound.extend(&garbage.blocks);
         let sound = |index: &u64| {
             let found = survey
                 .refcount_blocks
                 .binary_search_by_key(index, |block| block.index);
             found.is_ok() && !unsound.contains(index)
         };
-        let mut needy: BTreeSet<u64> = BTreeSet::new();
         for difference in examination.differences() {
             let index = difference.cluster.0 / per_block;
             let is_in_file = difference.cluster.0 < geometry.file_clusters();
@@ -171,6 +181,7 @@ impl Damage {
             needy,
             unsound,
             stray: Vec::new(),
+            garbage,
             once_shared: ClusterSet::new(),
         };
         damage.look_at_unknown_ranges(examination)?;
@@ -296,17 +307,7 @@ fn build<S: Storage>(
     let taken: BTreeMap<HostCluster, u64> = space.taken().iter().copied().collect();
     count_in_old_blocks(examination, &structure, &taken, because, changes);
     let old_table = table_claim(examination);
-    let mut released: BTreeMap<HostCluster, u64> = BTreeMap::new();
-    if structure.table.is_some() {
-        let replaced = examination.survey.refcount_blocks.iter();
-        let replaced = replaced.filter(|block| structure.blocks.contains_key(&block.index));
-        let replaced = replaced.map(|block| block.cluster);
-        // What lies behind the entries that are needed may never have been a part of it.
-        let table = needed_table_clusters(examination).map(HostCluster);
-        for cluster in table.chain(replaced) {
-            *released.entry(cluster).or_default() += 1;
-        }
-    }
+    let mut released = replaced(examination, &structure);
     for (&index, &cluster) in &structure.blocks {
         let bytes = block_content(examination, damage, index, &taken, &released)?;
         changes.fresh.push(Fresh {
@@ -336,9 +337,34 @@ fn build<S: Storage>(
         Patch::word(switch, because, TABLE_OFFSET_FIELD, offset),
         Patch::half_word(switch, because, TABLE_CLUSTERS_FIELD, clusters),
     ]);
+    // What is in a block that is none may be somebody's: it is looked through like every other leak.
+    let blocks = examination.survey.refcount_blocks.iter();
+    let garbage = blocks.filter(|block| damage.garbage.blocks.contains(&block.index));
+    for block in garbage {
+        released.remove(&block.cluster);
+    }
     let released = released.into_keys().map(ClusterRange::one);
     changes.released.extend(released);
     Ok(Ok(()))
+}
+
+/// What the new structures take the place of, and how often each cluster of it was used for that.
+fn replaced<S: Storage>(
+    examination: &Examination<'_, S>,
+    structure: &Structure,
+) -> BTreeMap<HostCluster, u64> {
+    let mut released: BTreeMap<HostCluster, u64> = BTreeMap::new();
+    if structure.table.is_some() {
+        let replaced = examination.survey.refcount_blocks.iter();
+        let replaced = replaced.filter(|block| structure.blocks.contains_key(&block.index));
+        let replaced = replaced.map(|block| block.cluster);
+        // What lies behind the entries that are needed may never have been a part of it.
+        let table = needed_table_clusters(examination).map(HostCluster);
+        for cluster in table.chain(replaced) {
+            *released.entry(cluster).or_default() += 1;
+        }
+    }
+    released
 }
 
 /// Finds room for every block that is needed, those included that count the new blocks and the new table.
@@ -460,9 +486,13 @@ fn block_content<S: Storage>(
             |known: &Difference| known.has_conflict || known.stored >= Some(known.expected);
         differing.iter().all(is_sound)
     };
+    // What a block that holds something else counts too high is lowered later, on the evidence that all lowering needs.
+    let is_garbage = damage.garbage.blocks.contains(&index);
     for difference in differing {
         let is_in_file = difference.cluster.0 < geometry.file_clusters();
-        if is_intact && is_in_file && difference.stored > Some(difference.expected) {
+        let is_kept =
+            is_intact || (is_garbage && !damage.garbage.never_shared.contains(difference.cluster));
+        if is_kept && is_in_file && difference.stored > Some(difference.expected) {
             continue;
         }
         let dropped = released.get(&difference.cluster).copied().unwrap_or(0);

@@ -73,6 +73,17 @@ pub enum RepairError {
         /// How one can tell.
         what: String,
     },
+    /// Some of the image cannot be read, so nobody can tell whether it was used since the repair.
+    #[error(
+        "some of the image cannot be read any more ({what}), so it cannot be told whether the image was used since the \
+         repair; the image was not changed. Copy it to a healthy disk (ddrescue) and undo the copy there, with --image; \
+         if you know that nothing has written to the image since the repair, --accept-unverified goes on without that \
+         proof"
+    )]
+    Unverified {
+        /// Where, and what the system said.
+        what: String,
+    },
 }
 
 impl RepairError {

@@ -14,7 +14,7 @@ use crate::plan::{CopyEdit, Plan};
 use crate::progress::Progress;
 use crate::storage::{Overlay, Storage, UndoSink};
 use crate::undo::{
-    Journal, MAX_RECORD_BYTES, SECTOR_BYTES, UndoHeader, UndoWriter, sector_checksums,
+    Journal, MAX_RECORD_BYTES, SECTOR_BYTES, UndoHeader, UndoWriter, Versions, sector_checksums,
 };
 
 /// Writes the undo file: every sector the plan changes, as it is, and what it will be after each stage.
@@ -43,7 +43,7 @@ pub(super) fn keep_originals<U: UndoSink>(
             storage
                 .read_at(range.offset, &mut original)
                 .map_err(read_failed)?;
-            for part in range.split_at_blanks(&original) {
+            for part in range.split_at_blanks(&original).map_err(read_failed)? {
                 writer
                     .record(part.offset, part.original, &part.versions)
                     .map_err(RepairError::UndoFile)?;
@@ -56,31 +56,40 @@ pub(super) fn keep_originals<U: UndoSink>(
 }
 
 /// Sectors that one stage writes, by their checksums; all within one window of the longest record.
-struct Piece {
+struct Piece<'p> {
+    stage: u16,
     offset: u64,
     checksums: Vec<u32>,
+    /// What an edit expects there, as far as the file reaches. What guest data is copied over was never written before.
+    before: Option<&'p [u8]>,
 }
 
-impl Piece {
+impl Piece<'_> {
     fn window(&self) -> u64 {
         self.offset / MAX_RECORD_BYTES as u64
     }
 }
 
 /// Everything the plan writes, by window, and within a window in the order in which it is written.
-fn pieces(storage: &impl Storage, plan: &Plan) -> io::Result<Vec<Piece>> {
+fn pieces<'p>(storage: &impl Storage, plan: &'p Plan) -> io::Result<Vec<Piece<'p>>> {
     let mut later = Overlay::new(storage);
     let mut copied: BTreeMap<u64, u64> = BTreeMap::new();
     let mut pieces = Vec::new();
-    for stage in &plan.stages {
+    for (stage, number) in plan.stages.iter().zip(0_u16..) {
         for edit in &stage.edits {
             later.write(edit.offset, &edit.after);
-            push(&mut pieces, edit.offset, &edit.after);
+            push(
+                &mut pieces,
+                number,
+                edit.offset,
+                &edit.after,
+                Some(&edit.before),
+            );
         }
         for copy in &stage.copies {
             // What is copied may itself be a copy.
             let from = copied.get(&copy.from).copied().unwrap_or(copy.from);
-            push_copy(&mut pieces, &later, CopyEdit { from, ..*copy })?;
+            push_copy(&mut pieces, number, &later, CopyEdit { from, ..*copy })?;
             copied.insert(copy.to, from);
         }
     }
@@ -88,64 +97,94 @@ fn pieces(storage: &impl Storage, plan: &Plan) -> io::Result<Vec<Piece>> {
     Ok(pieces)
 }
 
-fn push_copy(pieces: &mut Vec<Piece>, storage: &impl Storage, copy: CopyEdit) -> io::Result<()> {
+fn push_copy(
+    pieces: &mut Vec<Piece<'_>>,
+    stage: u16,
+    storage: &impl Storage,
+    copy: CopyEdit,
+) -> io::Result<()> {
     let mut done = 0;
     while done < copy.bytes {
         let left = usize::try_from(copy.bytes - done).unwrap_or(PIECE_BYTES);
         let mut bytes = vec![0; left.min(PIECE_BYTES)];
         storage.read_at(copy.from + done, &mut bytes)?;
-        push(pieces, copy.to + done, &bytes);
+        push(pieces, stage, copy.to + done, &bytes, None);
         done += bytes.len() as u64;
     }
     Ok(())
 }
 
-fn push(pieces: &mut Vec<Piece>, offset: u64, bytes: &[u8]) {
+fn push<'p>(
+    pieces: &mut Vec<Piece<'p>>,
+    stage: u16,
+    offset: u64,
+    bytes: &[u8],
+    before: Option<&'p [u8]>,
+) {
     let mut offset = offset;
     let mut rest = bytes;
+    let mut before = before;
     while !rest.is_empty() {
         let into_window = usize::try_from(offset % MAX_RECORD_BYTES as u64).unwrap_or(0);
-        let (part, behind) = rest.split_at(rest.len().min(MAX_RECORD_BYTES - into_window));
+        let length = rest.len().min(MAX_RECORD_BYTES - into_window);
+        let (part, behind) = rest.split_at(length);
+        let split = before.map(|before| before.split_at(length.min(before.len())));
         // A sector the file ends in has zeros behind its end.
         let mut sectors = part.to_vec();
         sectors.resize(part.len().next_multiple_of(SECTOR_BYTES), 0);
         pieces.push(Piece {
+            stage,
             offset,
             checksums: sector_checksums(&sectors).collect(),
+            before: split.map(|(before, _)| before),
         });
         offset += part.len() as u64;
         rest = behind;
+        before = split.map(|(_, behind)| behind);
     }
 }
 
-/// Neighbouring sectors that are written equally often.
-struct Range {
+/// What one stage makes of a sector.
+#[derive(Clone, Copy)]
+struct Version<'p> {
+    stage: u16,
+    checksum: u32,
+    before: Option<&'p [u8]>,
+}
+
+/// Neighbouring sectors that are written by the same stages.
+struct Range<'p> {
     offset: u64,
-    /// Of each sector, its checksum each time it is written.
-    sectors: Vec<Vec<u32>>,
+    /// Of each sector, each time it is written.
+    sectors: Vec<Vec<Version<'p>>>,
 }
 
 /// Part of a range: all blank, or all not.
 struct Part<'a> {
     offset: u64,
     original: &'a [u8],
-    versions: Vec<u32>,
+    versions: Versions,
 }
 
 /// The sectors of one window as ranges.
-fn ranges(pieces: &[Piece]) -> Vec<Range> {
-    let mut sectors: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+fn ranges<'p>(pieces: &[Piece<'p>]) -> Vec<Range<'p>> {
+    let mut sectors: BTreeMap<u64, Vec<Version<'p>>> = BTreeMap::new();
     for piece in pieces {
-        let offsets = (piece.offset..).step_by(SECTOR_BYTES);
-        for (offset, &checksum) in offsets.zip(&piece.checksums) {
-            sectors.entry(offset).or_default().push(checksum);
+        let offsets = (piece.offset..).step_by(SECTOR_BYTES).zip(0..);
+        for ((offset, index), &checksum) in offsets.zip(&piece.checksums) {
+            let before = piece.before.map(|before| sector_of(before, index));
+            sectors.entry(offset).or_default().push(Version {
+                stage: piece.stage,
+                checksum,
+                before,
+            });
         }
     }
-    let mut ranges: Vec<Range> = Vec::new();
+    let mut ranges: Vec<Range<'p>> = Vec::new();
     for (offset, versions) in sectors {
         match ranges.last_mut() {
-            // The first sector has the header: it is put back by itself.
-            Some(last) if last.offset > 0 && last.is_followed_by(offset, versions.len()) => {
+            // The first sector has the header: it may be put back by itself.
+            Some(last) if last.offset > 0 && last.is_followed_by(offset, &versions) => {
                 last.sectors.push(versions);
             }
             _ => ranges.push(Range {
@@ -157,42 +196,69 @@ fn ranges(pieces: &[Piece]) -> Vec<Range> {
     ranges
 }
 
-impl Range {
+/// A sector of some bytes, as far as they reach.
+fn sector_of(bytes: &[u8], index: usize) -> &[u8] {
+    let start = index.saturating_mul(SECTOR_BYTES).min(bytes.len());
+    let (_, rest) = bytes.split_at(start);
+    rest.get(..SECTOR_BYTES).unwrap_or(rest)
+}
+
+impl Range<'_> {
     fn sector_count(&self) -> usize {
         self.sectors.len()
     }
 
-    fn is_followed_by(&self, offset: u64, version_count: usize) -> bool {
+    fn is_followed_by(&self, offset: u64, versions: &[Version<'_>]) -> bool {
+        let stages =
+            |of: &[Version<'_>]| of.iter().map(|version| version.stage).collect::<Vec<_>>();
         self.offset + (self.sector_count() * SECTOR_BYTES) as u64 == offset
-            && self.sectors.last().map(Vec::len) == Some(version_count)
+            && self.sectors.last().map(|last| stages(last)) == Some(stages(versions))
     }
 
     /// The range in parts that are blank and parts that are not: of a blank one nothing need be kept.
-    fn split_at_blanks<'a>(&'a self, original: &'a [u8]) -> Vec<Part<'a>> {
+    fn split_at_blanks<'a>(&self, original: &'a [u8]) -> io::Result<Vec<Part<'a>>> {
         let is_blank = |sector: &[u8]| sector.iter().all(|&byte| byte == 0);
-        let together: Vec<(bool, &[u8], &Vec<u32>)> = original
+        let together: Vec<_> = original
             .chunks(SECTOR_BYTES)
             .zip(&self.sectors)
-            .map(|(sector, versions)| (is_blank(sector), sector, versions))
+            .map(|(sector, versions)| (is_blank(sector), versions.as_slice()))
             .collect();
         let mut parts = Vec::new();
         let mut start = 0;
         for of_part in together.chunk_by(|left, right| left.0 == right.0) {
             let length = of_part.len() * SECTOR_BYTES;
-            let version_count = of_part.first().map_or(0, |(_, _, versions)| versions.len());
-            let versions = (0..version_count).flat_map(|version| {
-                let of_sector = move |(_, _, versions): &(bool, &[u8], &'a Vec<u32>)| {
-                    versions.get(version).copied()
-                };
-                of_part.iter().filter_map(of_sector)
-            });
+            let sectors: Vec<&[Version<'_>]> = of_part.iter().map(|(_, of)| *of).collect();
             parts.push(Part {
                 offset: self.offset + start as u64,
                 original: original.get(start..start + length).unwrap_or(&[]),
-                versions: versions.collect(),
+                versions: versions(&sectors)?,
             });
             start += length;
         }
-        parts
+        Ok(parts)
     }
+}
+
+/// The versions of neighbouring sectors, as the undo file keeps them.
+fn versions(sectors: &[&[Version<'_>]]) -> io::Result<Versions> {
+    let stages = sectors.first().copied().unwrap_or_default();
+    let mut kept = Versions {
+        stages: stages.iter().map(|version| version.stage).collect(),
+        ..Versions::default()
+    };
+    for number in 0..stages.len() {
+        for version in sectors.iter().filter_map(|versions| versions.get(number)) {
+            kept.checksums.push(version.checksum);
+            if number == 0 {
+                continue;
+            }
+            let before = version.before.ok_or_else(|| {
+                io::Error::other("guest data would be copied over what the repair has written")
+            })?;
+            let end = kept.kept.len() + SECTOR_BYTES;
+            kept.kept.extend(before);
+            kept.kept.resize(end, 0);
+        }
+    }
+    Ok(kept)
 }

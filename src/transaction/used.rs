@@ -10,8 +10,9 @@
 use std::io;
 use std::path::Path;
 
-use super::{PIECE_BYTES, RepairError, length, read_failed};
+use super::{PIECE_BYTES, RepairError, UndoOptions, length};
 use crate::check::metadata_digest;
+use crate::error::Error;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::storage::Storage;
@@ -53,20 +54,31 @@ pub(super) fn left_digest<S: Storage>(
 }
 
 /// An image that somebody has written to since the repair is left alone.
+///
+/// So is one that cannot be read whole any more, unless that is accepted; what can be read must be right all the same.
 pub(super) fn refuse_used_image<S: Storage>(
     storage: &S,
     file: &UndoFile<'_>,
+    options: UndoOptions,
     progress: &Progress,
 ) -> Result<(), RepairError> {
     let used = |what: String| Err(RepairError::UsedSince { what });
+    let unverified = |what: String| {
+        if options.accept_unverified {
+            Ok(None)
+        } else {
+            Err(RepairError::Unverified { what })
+        }
+    };
     let length_bytes = length(storage)?;
+    let original_length_bytes = file.header.original_length_bytes;
     match file.state {
         UndoState::Incomplete => return Err(RepairError::NothingToUndo),
         UndoState::Committed {
             predicted_length_bytes,
         } => {
-            let original = file.header.original_length_bytes;
-            if !(original..=predicted_length_bytes.max(original)).contains(&length_bytes) {
+            let most = predicted_length_bytes.max(original_length_bytes);
+            if !(original_length_bytes..=most).contains(&length_bytes) {
                 return used(format!("its length is {length_bytes} bytes"));
             }
         }
@@ -77,29 +89,47 @@ pub(super) fn refuse_used_image<S: Storage>(
             if length_bytes != left_length_bytes {
                 return used(format!("its length is {length_bytes} bytes"));
             }
-            let image = Image::open(storage, Path::new("image")).map_err(RepairError::Image)?;
-            let original = file.header.original_length_bytes;
-            let now = left_digest(&image, original, progress).map_err(read_failed)?;
-            if now != digest {
+            let digest_of = |image: &Image<_>| left_digest(image, original_length_bytes, progress);
+            let now = digest_or(storage, digest_of, unverified)?;
+            if now.is_some_and(|now| now != digest) {
                 return used("its tables differ from how the repair left them".to_owned());
             }
         }
     }
     if let Some(digest) = file.digest_before {
         let before = file.before(storage);
-        let image = Image::open(&before, Path::new("image")).map_err(RepairError::Image)?;
-        let now = metadata_digest(&image, progress).map_err(read_failed)?;
-        if now != digest {
+        let digest_of = |image: &Image<_>| metadata_digest(image, progress);
+        let now = digest_or(&before, digest_of, unverified)?;
+        if now.is_some_and(|now| now != digest) {
             return used(
                 "tables that the repair did not touch differ from how it found them".to_owned(),
             );
         }
     }
-    let judgements = file.judge(storage).map_err(read_failed)?;
-    for judgement in judgements {
-        if let Judgement::Foreign { offset } = judgement {
-            return used(format!("byte {offset} and following"));
+    for judgement in file.judge(storage) {
+        match judgement {
+            Judgement::Foreign { offset } => return used(format!("byte {offset} and following")),
+            Judgement::Unreadable { offset } => {
+                unverified(format!("byte {offset} and following"))?;
+            }
+            Judgement::Original | Judgement::Version(_) | Judgement::Mixed => {}
         }
     }
     Ok(())
+}
+
+/// A digest of an image, or what `unverified` makes of its being unreadable.
+fn digest_or<'s, S: Storage>(
+    storage: &'s S,
+    digest_of: impl Fn(&Image<&'s S>) -> io::Result<u64>,
+    unverified: impl Fn(String) -> Result<Option<u64>, RepairError>,
+) -> Result<Option<u64>, RepairError> {
+    match Image::open(storage, Path::new("image")) {
+        Ok(image) => match digest_of(&image) {
+            Ok(digest) => Ok(Some(digest)),
+            Err(error) => unverified(error.to_string()),
+        },
+        Err(Error::Read { offset, source, .. }) => unverified(format!("byte {offset}: {source}")),
+        Err(error) => Err(RepairError::Image(error)),
+    }
 }

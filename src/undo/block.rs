@@ -2,14 +2,16 @@
 //!
 //! Comes in: values, or bytes. Goes out: bytes, or values that were proven. Never here: which blocks may follow which.
 
-use super::{MAX_PATH_BYTES, MAX_RECORD_BYTES, MAX_VERSIONS, SECTOR_BYTES, UndoHeader, UndoRecord};
+use super::{
+    MAX_PATH_BYTES, MAX_RECORD_BYTES, MAX_VERSIONS, SECTOR_BYTES, UndoHeader, UndoRecord, Versions,
+};
 use crate::qcow2::{u16_at, u32_at, u64_at};
 
 /// First bytes of an undo file.
 pub(super) const MAGIC: [u8; 8] = *b"QFSCKUND";
 /// The version written here.
 pub(super) const VERSION: u32 = 2;
-/// The oldest version read here: its commit seal has no digest, and it has no blank records.
+/// The oldest version read here: its commit seal has no digest, it has no blank records, and nothing of stages.
 pub(super) const FIRST_VERSION: u32 = 1;
 /// First bytes of a record.
 pub(super) const RECORD_MAGIC: [u8; 4] = *b"QREC";
@@ -25,6 +27,7 @@ const FLAG_BLOCK_DEVICE: u32 = 1;
 const HEADER_FIXED_BYTES: usize = 44;
 const RECORD_FIXED_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
+const STAGE_BYTES: usize = 2;
 /// Where in a seal its checksum is, right before the second magic.
 const SEAL_CHECKSUM_AT: usize = SECTOR_BYTES - SEAL_MAGIC.len() - CHECKSUM_BYTES;
 
@@ -117,14 +120,16 @@ pub(super) fn decode_header(bytes: &[u8], chain: &mut Chain) -> Option<(UndoHead
 pub(super) fn encode_record(
     offset: u64,
     original: &[u8],
-    versions: &[u32],
+    versions: &Versions,
     chain: &mut Chain,
 ) -> Option<Vec<u8>> {
     let sector_count = original.len() / SECTOR_BYTES;
-    let version_count = versions.len().checked_div(sector_count)?;
+    let version_count = versions.stages.len();
     let is_whole = sector_count * SECTOR_BYTES == original.len()
-        && version_count * sector_count == versions.len();
-    if !is_whole || !is_within_limits(offset, sector_count, version_count) {
+        && version_count.checked_mul(sector_count) == Some(versions.checksums.len())
+        && version_count.saturating_sub(1).checked_mul(original.len()) == Some(versions.kept.len());
+    let is_in_order = versions.stages.is_sorted_by(|left, right| left < right);
+    if !is_whole || !is_in_order || !is_within_limits(offset, sector_count, version_count) {
         return None;
     }
     let is_blank = original.iter().all(|&byte| byte == 0);
@@ -139,13 +144,19 @@ pub(super) fn encode_record(
     if !is_blank {
         block.extend(original);
     }
-    block.extend(versions.iter().flat_map(|version| version.to_be_bytes()));
+    block.extend(&versions.kept);
+    let stages = versions.stages.iter();
+    block.extend(stages.flat_map(|stage| stage.to_be_bytes()));
+    block.resize(block.len().next_multiple_of(CHECKSUM_BYTES), 0);
+    let checksums = versions.checksums.iter();
+    block.extend(checksums.flat_map(|checksum| checksum.to_be_bytes()));
     chain.close(&mut block);
     Some(block)
 }
 
 /// The record that `bytes` begin with and its length in them; `None` where they are not as written.
 pub(super) fn decode_record<'a>(
+    version: u32,
     bytes: &'a [u8],
     chain: &mut Chain,
 ) -> Option<(UndoRecord<'a>, usize)> {
@@ -158,18 +169,33 @@ pub(super) fn decode_record<'a>(
         return None;
     }
     let original_bytes = sector_count * SECTOR_BYTES;
-    let versions_at = RECORD_FIXED_BYTES + if is_blank { 0 } else { original_bytes };
+    let kept_at = RECORD_FIXED_BYTES + if is_blank { 0 } else { original_bytes };
+    let (kept_count, stage_count) = match version {
+        FIRST_VERSION => (0, 0),
+        _ => (version_count.saturating_sub(1), version_count),
+    };
+    let stages_at = kept_at + kept_count * original_bytes;
+    let stages_end = stages_at + stage_count * STAGE_BYTES;
+    let versions_at = stages_end.next_multiple_of(CHECKSUM_BYTES);
     let versions_end = versions_at + sector_count * version_count * CHECKSUM_BYTES;
     let end = versions_end + CHECKSUM_BYTES;
-    *chain = chain.follow(bytes.get(..end)?)?;
+    let next = chain.follow(bytes.get(..end)?)?;
+    let (stages, _none) = bytes.get(stages_at..stages_end)?.as_chunks();
     let (versions, _none) = bytes.get(versions_at..versions_end)?.as_chunks();
+    let padding = bytes.get(stages_end..versions_at)?;
+    if !stages.is_sorted_by(|left, right| left < right) || padding.iter().any(|&byte| byte != 0) {
+        return None;
+    }
+    *chain = next;
     let record = UndoRecord {
         offset,
         original: if is_blank {
             ZEROS.get(..original_bytes)?
         } else {
-            bytes.get(RECORD_FIXED_BYTES..versions_at)?
+            bytes.get(RECORD_FIXED_BYTES..kept_at)?
         },
+        kept: bytes.get(kept_at..stages_at)?,
+        stages,
         versions,
     };
     Some((record, end))

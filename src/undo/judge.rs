@@ -3,8 +3,6 @@
 //! Comes in: an undo file and the image. Goes out: for each record, whether the image is there as it was, as the repair
 //! made it, or as somebody else did. Never here: what follows from that, a write.
 
-use std::io;
-
 use super::{SECTOR_BYTES, UndoFile, UndoRecord, sector_checksums};
 use crate::storage::Storage;
 
@@ -23,22 +21,45 @@ pub enum Judgement {
         /// Where the first such sector is in the image, in bytes.
         offset: u64,
     },
+    /// At least one sector cannot be read, and of the others none is foreign.
+    Unreadable {
+        /// Where the first such sector is in the image, in bytes.
+        offset: u64,
+    },
 }
 
 impl UndoFile<'_> {
     /// Compares the image with every record, in the order of the records.
     ///
     /// Sectors are judged one by one: a power cut leaves any of them written and any not.
-    pub fn judge<S: Storage + ?Sized>(&self, image: &S) -> io::Result<Vec<Judgement>> {
+    pub fn judge<S: Storage + ?Sized>(&self, image: &S) -> Vec<Judgement> {
         let mut now = Vec::new();
         let mut judgements = Vec::with_capacity(self.records.len());
         for record in &self.records {
             now.resize(record.original.len(), 0);
-            image.read_at(record.offset, &mut now)?;
-            judgements.push(judge_record(record, &now));
+            judgements.push(match image.read_at(record.offset, &mut now) {
+                Ok(()) => judge_record(record, &now),
+                Err(_) => judge_readable(record, image),
+            });
         }
-        Ok(judgements)
+        judgements
     }
+}
+
+/// The judgement of a range of which a part cannot be read.
+fn judge_readable<S: Storage + ?Sized>(record: &UndoRecord<'_>, image: &S) -> Judgement {
+    let mut unreadable = None;
+    let sectors = record.original.chunks(SECTOR_BYTES).enumerate();
+    for ((index, original), offset) in sectors.zip((record.offset..).step_by(SECTOR_BYTES)) {
+        let mut now = [0; SECTOR_BYTES];
+        if image.read_at(offset, &mut now).is_err() {
+            unreadable = unreadable.or(Some(offset));
+        } else if original != now && versions_of_sector(record, index, &now) == 0 {
+            return Judgement::Foreign { offset };
+        }
+    }
+    // What could not be read a moment ago can be now: no better than a mixture.
+    unreadable.map_or(Judgement::Mixed, |offset| Judgement::Unreadable { offset })
 }
 
 fn judge_record(record: &UndoRecord<'_>, now: &[u8]) -> Judgement {

@@ -18,7 +18,7 @@ impl<'a> UndoFile<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Self, UndoError> {
         let mut chain = Chain::START;
         let ((header, version), header_end) = decode_header(bytes, &mut chain)?;
-        let (records, records_end) = decode_records(bytes, header_end, &mut chain)?;
+        let (records, records_end) = decode_records(version, bytes, header_end, &mut chain)?;
         let Some((commit, commit_end)) = decode_commit(bytes, records_end, &records, &mut chain)
         else {
             refuse_seals_behind(bytes, records_end)?;
@@ -69,6 +69,7 @@ fn decode_header(bytes: &[u8], chain: &mut Chain) -> Result<Proven<(UndoHeader, 
 
 /// The records up to the first bytes that are not one.
 fn decode_records<'a>(
+    version: u32,
     bytes: &'a [u8],
     header_end: usize,
     chain: &mut Chain,
@@ -76,7 +77,7 @@ fn decode_records<'a>(
     let mut records = Vec::new();
     let mut at = header_end;
     let mut recorded_to = 0;
-    while let Some((record, length_bytes)) = block::decode_record(rest(bytes, at), chain) {
+    while let Some((record, length_bytes)) = block::decode_record(version, rest(bytes, at), chain) {
         if record.offset < recorded_to {
             return Err(damaged(at));
         }

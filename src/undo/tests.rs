@@ -88,7 +88,7 @@ impl Random {
 struct Wanted {
     offset: u64,
     original: Vec<u8>,
-    versions: Vec<u32>,
+    versions: Versions,
 }
 
 fn header() -> UndoHeader {
@@ -99,6 +99,19 @@ fn header() -> UndoHeader {
         is_block_device: false,
         path: b"/srv/images/web-7.qcow2".to_vec(),
     }
+}
+
+/// Versions with these bytes, each made by a stage of its own.
+fn versions_of(contents: impl IntoIterator<Item = Vec<u8>>) -> Versions {
+    let mut versions = Versions::default();
+    let mut last = None;
+    for (stage, content) in (1..).step_by(3).zip(contents) {
+        versions.kept.extend(last.take().unwrap_or_default());
+        versions.stages.push(stage);
+        versions.checksums.extend(sector_checksums(&content));
+        last = Some(content);
+    }
+    versions
 }
 
 /// Four records with 1, 3, 2 and no versions, of 1, 2, 5 and 1 sectors; the second is blank, as lost tables are.
@@ -120,9 +133,7 @@ fn wanted(seed: u64) -> Vec<Wanted> {
                 1 => vec![0; length],
                 _ => random.bytes(length),
             },
-            versions: (0..version_count)
-                .flat_map(|_| sector_checksums(&random.bytes(length)).collect::<Vec<_>>())
-                .collect(),
+            versions: versions_of((0..version_count).map(|_| random.bytes(length))),
         }
     })
     .collect()
@@ -161,7 +172,11 @@ fn is_content(file: &UndoFile<'_>, wanted: &[Wanted]) -> bool {
         && file.records.iter().zip(wanted).all(|(record, wanted)| {
             record.offset == wanted.offset
                 && record.original == wanted.original
-                && record.versions().eq(wanted.versions.iter().copied())
+                && record
+                    .versions()
+                    .eq(wanted.versions.checksums.iter().copied())
+                && record.stages().eq(wanted.versions.stages.iter().copied())
+                && record.kept == wanted.versions.kept
         })
 }
 
@@ -235,7 +250,8 @@ fn any_number_of_records_and_any_path_are_read_back() {
         let mut originals = Vec::new();
         for index in 0..record_count as u64 {
             let original = random.bytes(SECTOR_BYTES);
-            let versions = vec![7; random.below(MAX_VERSIONS + 1)];
+            let count = random.below(MAX_VERSIONS + 1);
+            let versions = versions_of((0..count).map(|_| random.bytes(SECTOR_BYTES)));
             writer
                 .record(index * 512, &original, &versions)
                 .expect("kept");
@@ -259,38 +275,51 @@ fn the_largest_record_is_taken_and_a_larger_one_is_not() {
     let original = vec![0x5a; MAX_RECORD_BYTES];
     let mut sink = MemorySink::default();
     let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
-    let versions = vec![1; sectors * MAX_VERSIONS];
+    let versions = versions_of(vec![original.clone(); MAX_VERSIONS]);
     writer.record(0, &original, &versions).expect("kept");
     let last = i64::MAX.unsigned_abs() - 511;
     writer
-        .record(last - 512, &original[..512], &[])
+        .record(last - 512, &original[..512], &Versions::default())
         .expect("kept");
     let _journal = writer.commit(0, 0).expect("committed");
     let file = UndoFile::decode(&sink.bytes).expect("readable");
     assert_eq!(file.records[0].original, original);
-    assert_eq!(file.records[0].versions().len(), versions.len());
+    assert_eq!(file.records[0].versions().len(), sectors * MAX_VERSIONS);
 
     let too_large = vec![0; MAX_RECORD_BYTES + SECTOR_BYTES];
     let one = &original[..SECTOR_BYTES];
-    let refused: [(u64, &[u8], &[u32]); 9] = [
-        (0, &too_large, &[]),
-        (0, &[], &[]),
-        (0, &original[..513], &[]),
-        (1, one, &[]),
-        (last, one, &[]),
-        (u64::MAX - 511, one, &[]),
-        (0, one, &[0; MAX_VERSIONS + 1]),
-        (0, &original[..1024], &[0; 3]),
-        (0, &original[..1024], &[0; 1]),
+    let none = Versions::default;
+    let odd = |stages: &[u16], kept_bytes: usize, checksums: usize| Versions {
+        stages: stages.to_vec(),
+        kept: vec![1; kept_bytes],
+        checksums: vec![0; checksums],
+    };
+    let refused: [(u64, &[u8], Versions); 13] = [
+        (0, &too_large, none()),
+        (0, &[], none()),
+        (0, &original[..513], none()),
+        (1, one, none()),
+        (last, one, none()),
+        (u64::MAX - 511, one, none()),
+        (0, one, versions_of(vec![one.to_vec(); MAX_VERSIONS + 1])),
+        (0, &original[..1024], odd(&[0], 0, 3)),
+        (0, &original[..1024], odd(&[0], 0, 1)),
+        (0, one, odd(&[0, 1], 0, 2)),
+        (0, one, odd(&[0, 1], 1024, 2)),
+        (0, one, odd(&[1, 1], 512, 2)),
+        (0, one, odd(&[1, 0], 512, 2)),
     ];
-    for (offset, original, versions) in refused {
+    for (offset, original, versions) in &refused {
+        let offset = *offset;
         let mut sink = MemorySink::default();
         let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
         let error = writer
             .record(offset, original, versions)
             .expect_err("misuse");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        writer.record(0, one, &[]).expect("a good one");
+        writer
+            .record(0, one, &Versions::default())
+            .expect("a good one");
         writer.commit(0, 0).expect_err("a record is missing");
     }
     let long_path = UndoHeader {
@@ -306,8 +335,12 @@ fn records_that_overlap_or_go_back_are_refused() {
     for offset in [0, 512, 1024, 1536] {
         let mut sink = MemorySink::default();
         let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
-        writer.record(1024, &original, &[]).expect("kept");
-        writer.record(offset, &original, &[]).expect_err("refused");
+        writer
+            .record(1024, &original, &Versions::default())
+            .expect("kept");
+        writer
+            .record(offset, &original, &Versions::default())
+            .expect_err("refused");
         writer.commit(0, 0).expect_err("a record is missing");
     }
 }
@@ -403,7 +436,9 @@ fn blocks(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut chain = Chain::START;
     let (_header, _flags, mut at) = block::decode_header(bytes, &mut chain).expect("a header");
     let mut blocks = vec![bytes[..at].to_vec()];
-    while let Some((_record, length)) = block::decode_record(&bytes[at..], &mut chain) {
+    while let Some((_record, length)) =
+        block::decode_record(block::VERSION, &bytes[at..], &mut chain)
+    {
         blocks.push(bytes[at..at + length].to_vec());
         at += length;
     }
@@ -557,7 +592,7 @@ fn valid_checksums_do_not_excuse_broken_rules() {
             .record(0, 2049, 0, &vec![1; 2049 * SECTOR_BYTES])
             .commit(1, 2049 * 512),
         forged()
-            .record(0, 1, 17, &[1; SECTOR_BYTES + 17 * 4])
+            .record(0, 1, 17, &[1; 17 * (SECTOR_BYTES + 2 + 4) + 2])
             .commit(1, 512),
         forged().record(0, 1, u16::MAX, SECTOR).commit(1, 512),
         forged().record(0, 2, 0, SECTOR).commit(1, 1024),
@@ -580,6 +615,26 @@ fn valid_checksums_do_not_excuse_broken_rules() {
 }
 
 #[test]
+fn stages_ascend_and_what_pads_them_is_zero() {
+    let two = |stages: &[u8]| {
+        let body = [&[1; 2 * SECTOR_BYTES], stages, &[0; 8]].concat();
+        let forger = Forger::new().record(0, 1, 2, &body);
+        forger.commit(1, 512).bytes
+    };
+    let one = |stage: &[u8]| {
+        let body = [&[1; SECTOR_BYTES], stage, &[0; 4]].concat();
+        let forger = Forger::new().record(0, 1, 1, &body);
+        forger.commit(1, 512).bytes
+    };
+    for fine in [two(&[0, 2, 0, 3]), one(&[0, 3, 0, 0])] {
+        UndoFile::decode(&fine).expect("within the rules");
+    }
+    for broken in [two(&[0, 3, 0, 3]), two(&[0, 3, 0, 2]), one(&[0, 3, 0, 1])] {
+        assert!(is_damaged(&broken));
+    }
+}
+
+#[test]
 fn a_file_of_the_first_version_is_read_and_has_no_digest() {
     let sector = [1; SECTOR_BYTES];
     let forger = Forger::of_version(1).record(512, 1, 0, &sector);
@@ -587,6 +642,14 @@ fn a_file_of_the_first_version_is_read_and_has_no_digest() {
     let file = UndoFile::decode(&forger.bytes).expect("the first version is known");
     assert_eq!(file.records[0].original, sector);
     assert_eq!(file.digest_before, None);
+    // It has versions, but says nothing of stages.
+    let body = [&sector[..], &[0; 4]].concat();
+    let forger = Forger::of_version(1)
+        .record(512, 1, 1, &body)
+        .commit(1, 512);
+    let file = UndoFile::decode(&forger.bytes).expect("the first version is known");
+    assert_eq!(file.records[0].versions().len(), 1);
+    assert_eq!(file.stage_reached(&vec![1; 1024]), None);
 }
 
 #[test]
@@ -594,9 +657,15 @@ fn of_a_blank_range_only_the_place_is_kept() {
     let mut sink = MemorySink::default();
     let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
     let (blank, first) = (vec![0; MAX_RECORD_BYTES], vec![7; SECTOR_BYTES]);
-    writer.record(0, &first, &[]).expect("kept");
-    writer.record(512, &blank, &[]).expect("kept");
-    writer.record(4 << 20, &first, &[]).expect("kept");
+    writer
+        .record(0, &first, &Versions::default())
+        .expect("kept");
+    writer
+        .record(512, &blank, &Versions::default())
+        .expect("kept");
+    writer
+        .record(4 << 20, &first, &Versions::default())
+        .expect("kept");
     let _journal = writer.commit(0, DIGEST_BEFORE).expect("committed");
     assert!(sink.bytes.len() < 4096, "{} bytes", sink.bytes.len());
     let file = UndoFile::decode(&sink.bytes).expect("readable");
@@ -619,7 +688,9 @@ fn the_image_before_is_read_through_the_undo_file_whatever_the_repair_came_to() 
     for (offset, sectors) in ranges {
         let mut original = before[offset..].to_vec();
         original.resize(sectors * SECTOR_BYTES, 0);
-        writer.record(offset as u64, &original, &[]).expect("kept");
+        writer
+            .record(offset as u64, &original, &Versions::default())
+            .expect("kept");
         after[offset..offset + sectors * SECTOR_BYTES].fill(0xee);
     }
     let _journal = writer.commit(0, DIGEST_BEFORE).expect("committed");
@@ -928,20 +999,18 @@ fn judged(change: impl Fn(&mut [u8], &[u8], &[u8])) -> Judgement {
         Wanted {
             offset: range.start as u64,
             original,
-            versions: sector_checksums(&first)
-                .chain(sector_checksums(&second))
-                .collect(),
+            versions: versions_of([first.clone(), second.clone()]),
         },
         Wanted {
             offset: 15 * SECTOR_BYTES as u64,
             original: tail,
-            versions: Vec::new(),
+            versions: Versions::default(),
         },
     ];
     let sink = written(&wanted, false);
     let file = UndoFile::decode(&sink.bytes).expect("readable");
     change(&mut image[range], &first, &second);
-    let judgements = file.judge(&image).expect("memory can be read");
+    let judgements = file.judge(&image);
     // The last sector is cut by the end of the image, and as it was.
     assert_eq!(judgements[1], Judgement::Original);
     judgements[0]
@@ -982,4 +1051,79 @@ fn an_image_is_judged_sector_by_sector() {
     assert_eq!(moved, Judgement::Foreign { offset: 6 * 512 });
     let torn = judged(|now, first, _| now[..256].copy_from_slice(&first[..256]));
     assert_eq!(torn, Judgement::Foreign { offset: 4 * 512 });
+}
+
+/// An image of three sectors after each of four stages, and the undo file of its repair.
+fn of_four_stages() -> (Vec<Vec<u8>>, Vec<u8>) {
+    let sector = |byte| [byte; SECTOR_BYTES];
+    let states = vec![
+        [sector(1), sector(2)].concat(),
+        // What is new comes behind the end; the last stage gives the first sector back what it had.
+        [sector(1), sector(2), sector(3)].concat(),
+        [sector(4), sector(2), sector(3)].concat(),
+        [sector(4), sector(5), sector(6)].concat(),
+        [sector(1), sector(5), sector(6)].concat(),
+    ];
+    let versions = |contents: &[u8], stages: &[u16]| Versions {
+        stages: stages.to_vec(),
+        ..versions_of(contents.iter().map(|&byte| sector(byte).to_vec()))
+    };
+    let header = UndoHeader {
+        original_length_bytes: 1024,
+        ..header()
+    };
+    let mut sink = MemorySink::default();
+    let mut writer = UndoWriter::new(&mut sink, &header).expect("begun");
+    let records = [
+        (sector(1), versions(&[4, 1], &[1, 3])),
+        (sector(2), versions(&[5], &[2])),
+        (sector(0), versions(&[3, 6], &[0, 2])),
+    ];
+    for ((original, versions), offset) in records.iter().zip((0..).step_by(SECTOR_BYTES)) {
+        writer.record(offset, original, versions).expect("kept");
+    }
+    let _journal = writer.commit(1536, DIGEST_BEFORE).expect("committed");
+    (states, sink.bytes)
+}
+
+#[test]
+fn the_way_back_goes_through_what_the_repair_went_through() {
+    let (states, bytes) = of_four_stages();
+    let file = UndoFile::decode(&bytes).expect("readable");
+    for (state, at) in states.iter().zip(0_u16..) {
+        // Where a stage is over, the next may have begun: the later one is named, the last at the end.
+        let stage = file.stage_reached(state);
+        assert_eq!(stage, Some(at.min(3)), "after {at} stages");
+        let mut now = state.clone();
+        let steps: Vec<StepBack<'_>> = file.steps_back(at.min(3)).collect();
+        assert_eq!(steps.len(), usize::from(at.min(3)) + 1);
+        for (step, wanted) in steps
+            .iter()
+            .zip(states.iter().take(usize::from(at.min(3)) + 1).rev())
+        {
+            for (offset, bytes) in &step.ranges {
+                apply_write(&mut now, usize::try_from(*offset).expect("small"), bytes);
+            }
+            now.truncate(usize::try_from(step.length_bytes).expect("small"));
+            assert!(now == *wanted, "back from {at}");
+        }
+    }
+}
+
+#[test]
+fn what_no_cut_leaves_is_in_no_stage() {
+    let (states, bytes) = of_four_stages();
+    let file = UndoFile::decode(&bytes).expect("readable");
+    // A mixture of the image before and after one stage is in that stage.
+    let mut mixed = states[2].clone();
+    mixed[512..1024].copy_from_slice(&states[3][512..1024]);
+    assert_eq!(file.stage_reached(&mixed), Some(2));
+    // The first sector is as before the second stage, the next as after the third.
+    let mut lost = states[3].clone();
+    lost[2 * SECTOR_BYTES..].copy_from_slice(&states[0][..SECTOR_BYTES]);
+    assert_eq!(file.stage_reached(&lost), None);
+    let mut lost = states[1].clone();
+    lost[512..1024].copy_from_slice(&states[3][512..1024]);
+    lost[1024..].copy_from_slice(&states[0][..SECTOR_BYTES]);
+    assert_eq!(file.stage_reached(&lost), None);
 }

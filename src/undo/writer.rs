@@ -6,7 +6,7 @@
 use std::io;
 
 use super::block::{self, Chain, Seal};
-use super::{SECTOR_BYTES, UndoFile, UndoHeader, UndoState};
+use super::{SECTOR_BYTES, UndoFile, UndoHeader, UndoState, Versions};
 use crate::storage::UndoSink;
 
 /// An undo file before its commit: as long as there is only this, the image must not be written to.
@@ -53,9 +53,8 @@ impl<S: UndoSink> UndoWriter<S> {
     /// Keeps `original`, the bytes of the image from `offset` on, padded with zeros past its end.
     ///
     /// Offset and length are multiples of [`SECTOR_BYTES`], records come in the order of the image and do not overlap.
-    /// `versions` has, for each stage that changes this range, in turn, the
-    /// [`sector_checksums`](super::sector_checksums) of the whole range after that stage.
-    pub fn record(&mut self, offset: u64, original: &[u8], versions: &[u32]) -> io::Result<()> {
+    /// `versions` says what becomes of the range.
+    pub fn record(&mut self, offset: u64, original: &[u8], versions: &Versions) -> io::Result<()> {
         // An error on the way out leaves it so: what misses a record is never committed.
         let was_whole = std::mem::replace(&mut self.is_whole, false);
         if offset < self.recorded_to {

@@ -234,7 +234,8 @@ fn table_entries_needed<S: Storage>(walk: Walk<'_, S>, entry: &BitmapDirectoryEn
     walk.geometry.clusters_for(data_bytes)
 }
 
-fn walk_bitmap_table<S: Storage>(
+/// Claims a bitmap's table and all it names.
+pub(crate) fn walk_bitmap_table<S: Storage>(
     walk: Walk<'_, S>,
     bitmap: u32,
     entry: &BitmapDirectoryEntry,

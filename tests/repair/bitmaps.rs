@@ -130,6 +130,38 @@ fn clusters_of_a_dropped_bitmap_are_freed() {
 }
 
 #[test]
+fn clusters_of_a_bitmap_whose_entry_is_wrong_are_freed_where_its_table_names_them() {
+    for (what, damage) in BAD_SECOND {
+        let is_named = ["type", "granularity", "flags"].contains(&what);
+        let image = damaged(three(), damage);
+        let (table, data) = {
+            let healthy = three().build();
+            let data = healthy.bitmap_data(1, 0).expect("data");
+            (healthy.bitmap_table(1), data)
+        };
+        if !is_named {
+            continue;
+        }
+        let done = repaired(&image.bytes, &all());
+        let mut after = three().build();
+        after.bytes.clone_from(&done.bytes);
+        for freed in [table, data] {
+            let count = after.refcount(freed / image.cluster_size());
+            assert_eq!(count, 0, "{what}: {:?}", done.plan.withheld);
+        }
+        // Counted for somebody else as well, the table may be theirs.
+        let mut image = image;
+        image.set_refcount(data / image.cluster_size(), 2);
+        let done = repaired(&image.bytes, &all());
+        after.bytes.clone_from(&done.bytes);
+        for kept in [table, data] {
+            let count = after.refcount(kept / image.cluster_size());
+            assert!(count > 0, "{what}: freed");
+        }
+    }
+}
+
+#[test]
 fn only_bitmap_is_taken_out_of_the_header() {
     for unknown in [None, Some(4)] {
         let forge = plain().bitmap("daily", 16, 0, &[BitmapCluster::Data]);

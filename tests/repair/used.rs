@@ -54,6 +54,12 @@ impl StorageMut for Dying {
 
 /// The image and the undo file of a repair that ended after so many writes; `None` where it needs no more than those.
 fn cut_after(start: &[u8], writes: usize) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (image, undo_file, is_cut) = repaired_on(start, writes);
+    is_cut.then_some((image, undo_file))
+}
+
+/// The image and the undo file of a repair on a disk that takes so many writes, and whether those were too few.
+fn repaired_on(start: &[u8], writes: usize) -> (Vec<u8>, Vec<u8>, bool) {
     let plan = planned(start, &all()).expect("a plan");
     let mut disk = Dying {
         disk: Disk(start.to_vec()),
@@ -64,7 +70,7 @@ fn cut_after(start: &[u8], writes: usize) -> Option<(Vec<u8>, Vec<u8>)> {
     let (options, progress) = (Options::default(), Progress::default());
     let applied = qfsck::apply(&mut disk, &identity(), &plan, options, &progress, to);
     let undo_file = sink.0.borrow().clone();
-    applied.is_err().then_some((disk.disk.0, undo_file))
+    (disk.disk.0, undo_file, applied.is_err())
 }
 
 fn undo(image: &[u8], undo_file: &[u8]) -> Result<Vec<u8>, RepairError> {
@@ -72,8 +78,177 @@ fn undo(image: &[u8], undo_file: &[u8]) -> Result<Vec<u8>, RepairError> {
     let sink = MemorySink::default();
     *sink.0.borrow_mut() = undo_file.to_vec();
     let mut disk = Disk(image.to_vec());
-    qfsck::undo_repair(&mut disk, &file, &Progress::default(), || Ok(sink))?;
+    qfsck::undo_repair(
+        &mut disk,
+        &file,
+        qfsck::UndoOptions::default(),
+        &Progress::default(),
+        || Ok(sink),
+    )?;
     Ok(disk.0)
+}
+
+/// A disk on which some sectors cannot be read any more, until they are written.
+struct Failing {
+    disk: Disk,
+    unreadable: Vec<u64>,
+}
+
+impl Storage for Failing {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.disk.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let end = offset + buffer.len() as u64;
+        let mut unreadable = self.unreadable.iter();
+        if unreadable.any(|&sector| sector < end && offset < sector + 512) {
+            return Err(io::Error::other("a bad sector"));
+        }
+        self.disk.read_at(offset, buffer)
+    }
+}
+
+impl StorageMut for Failing {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = offset + bytes.len() as u64;
+        self.unreadable
+            .retain(|&sector| !(offset..end).contains(&sector));
+        self.disk.write_at(offset, bytes)
+    }
+
+    fn truncate(&mut self, length_bytes: u64) -> io::Result<()> {
+        self.disk.truncate(length_bytes)
+    }
+
+    fn reserve(&mut self, length_bytes: u64) -> io::Result<()> {
+        self.disk.reserve(length_bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.disk.sync()
+    }
+}
+
+/// Undoes on a disk with bad sectors.
+fn undo_on_bad_disk(
+    image: &[u8],
+    unreadable: &[u64],
+    undo_file: &[u8],
+    accept_unverified: bool,
+) -> Result<Vec<u8>, RepairError> {
+    let file = qfsck::undo::UndoFile::decode(undo_file).expect("as it was written");
+    let sink = MemorySink::default();
+    *sink.0.borrow_mut() = undo_file.to_vec();
+    let mut disk = Failing {
+        disk: Disk(image.to_vec()),
+        unreadable: unreadable.to_vec(),
+    };
+    let options = qfsck::UndoOptions { accept_unverified };
+    let progress = Progress::default();
+    qfsck::undo_repair(&mut disk, &file, options, &progress, || Ok(sink))?;
+    Ok(disk.disk.0)
+}
+
+#[test]
+fn what_cannot_be_read_any_more_stops_an_undo_until_that_is_accepted() {
+    let mut tried = 0;
+    for image in starts() {
+        let start = &image.bytes;
+        for writes in [1, 2, 3, 5, 1000] {
+            let (now, undo_file, _) = repaired_on(start, writes);
+            let l1 = image.l1_table(Tree::Active) / 512 * 512;
+            let l2 = image.l2_entry(Tree::Active, 9) / 512 * 512;
+            let table = image.refcount_table_entry(0) / 512 * 512;
+            for unreadable in [&[0][..], &[l1], &[l2], &[table], &[0, table, l1]] {
+                let refused = undo_on_bad_disk(&now, unreadable, &undo_file, false);
+                let says = refused.as_ref().err().map(ToString::to_string);
+                assert!(
+                    matches!(refused, Err(RepairError::Unverified { .. })),
+                    "{unreadable:?} after {writes} writes: {says:?}"
+                );
+                let says = says.unwrap_or_default();
+                for word in ["--accept-unverified", "ddrescue", "--image", "not changed"] {
+                    assert!(says.contains(word), "{says}");
+                }
+                let accepted = undo_on_bad_disk(&now, unreadable, &undo_file, true);
+                let back = accepted.expect("it was accepted");
+                assert!(back == *start, "{unreadable:?} after {writes} writes");
+                tried += 1;
+            }
+            // What can be read and is neither old nor ours stops it all the same.
+            let file = qfsck::undo::UndoFile::decode(&undo_file).expect("as it was written");
+            let in_file = 1..now.len() as u64 - 511;
+            let mut offsets = file.records.iter().map(|record| record.offset);
+            let Some(offset) = offsets.find(|offset| in_file.contains(offset)) else {
+                continue;
+            };
+            let l1 = image.l1_table(Tree::Active) / 512 * 512;
+            let mut used = now.clone();
+            used.get_mut(usize::try_from(offset).expect("small") + 100..)
+                .and_then(|rest| rest.first_chunk_mut::<8>())
+                .expect("in the file")
+                .fill(0x77);
+            let refused = undo_on_bad_disk(&used, &[l1], &undo_file, true);
+            assert!(
+                matches!(refused, Err(RepairError::UsedSince { .. })),
+                "after {writes} writes"
+            );
+        }
+    }
+    assert!(tried > 50, "{tried}");
+}
+
+#[test]
+fn an_image_whose_name_leads_elsewhere_at_the_first_write_is_not_repaired() {
+    if !can_trace() {
+        return;
+    }
+    // Stopped at a read, after it was opened and locked.
+    let script = |change: &str| {
+        format!(
+            r#"
+strace -f -o trace -e trace=pread64 -e inject=pread64:signal=STOP:when=4 "$QFSCK" repair --yes image.qcow2 >said 2>&1 &
+tracer=$!
+while kill -0 $tracer 2>/dev/null && ! grep -q 'stopped by SIGSTOP' trace 2>/dev/null; do sleep 0.01; done
+victim=$(sed -n 's/^\([0-9]*\) *--- stopped by SIGSTOP.*/\1/p' trace | head -n 1)
+[ -n "$victim" ] || exit 98
+ln image.qcow2 kept
+{change}
+kill -CONT $victim
+wait $tracer
+echo $? >exit
+exit 0
+"#
+        )
+    };
+    let (_, start) = damaged().swap_remove(0);
+    for change in [
+        "mv image.qcow2 moved",
+        "rm image.qcow2",
+        "cp image.qcow2 other && mv other image.qcow2",
+        "true",
+    ] {
+        let bench = Bench::new();
+        bench.lay(&start, None);
+        std::fs::write(bench.path("script.sh"), script(change)).expect("written");
+        let mut command = Command::new("sh");
+        command.arg("script.sh");
+        command.env("QFSCK", env!("CARGO_BIN_EXE_qfsck"));
+        let ended = bench.run(command);
+        assert_eq!(ended.exit, Some(0), "{change}: {ended:?}");
+        let read = |name: &str| std::fs::read_to_string(bench.path(name)).unwrap_or_default();
+        let said = read("said");
+        let kept = std::fs::read(bench.path("kept")).expect("there");
+        if change == "true" {
+            assert!(kept != start, "nothing stands in the way: {said}");
+            continue;
+        }
+        assert_eq!(read("exit").trim(), "5", "{change}: {said}");
+        assert!(said.contains("has the image's name now, or none"), "{said}");
+        assert!(kept == start, "{change}: it was written to");
+        assert!(bench.undo_file().is_none(), "{change}: an undo file");
+    }
 }
 
 /// Images whose repair writes in place, and grows the file.

@@ -333,6 +333,12 @@ pub(crate) struct UndoArgs {
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<PathBuf>,
 
+    /// Put back even where the image cannot be read any more, so that nobody can tell whether it was used since the repair
+    ///
+    /// What can be read must be as the repair found or left it all the same. What a guest wrote since is lost.
+    #[arg(long)]
+    pub(crate) accept_unverified: bool,
+
     /// Say what would be put back and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

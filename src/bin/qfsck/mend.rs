@@ -149,6 +149,13 @@ fn is_whole_again(site: &mut Site<'_>, plan: &Plan) -> bool {
         return false;
     };
     UndoFile::decode(&bytes).is_ok_and(|file| {
-        qfsck::undo_repair(&mut *site.file, &file, &Progress::default(), || Ok(sink)).is_ok()
+        qfsck::undo_repair(
+            &mut *site.file,
+            &file,
+            qfsck::UndoOptions::default(),
+            &Progress::default(),
+            || Ok(sink),
+        )
+        .is_ok()
     })
 }

@@ -307,8 +307,14 @@ fn put_back(file: &mut RepairFile, image: &Path, given: Option<&Path>) -> Result
     let (sink, bytes) = UndoSinkFile::open(undo_path).map_err(|error| cannot(&error))?;
     let undo = UndoFile::decode(&bytes).map_err(|error| cannot(&error))?;
     let _signals_wait = Occupied::writing();
-    qfsck::undo_repair(file, &undo, &Progress::default(), || Ok(sink))
-        .map_err(|error| cannot(&error))?;
+    qfsck::undo_repair(
+        file,
+        &undo,
+        qfsck::UndoOptions::default(),
+        &Progress::default(),
+        || Ok(sink),
+    )
+    .map_err(|error| cannot(&error))?;
     let removed = UndoSinkFile::open(undo_path).and_then(|(sink, _)| sink.remove());
     removed.map_err(|error| {
         format!("the image is as it was, but {word} cannot be removed: {error}")

@@ -1,7 +1,7 @@
 //! `qfsck undo`: the way back.
 
 use qfsck::undo::{UndoFile, UndoState};
-use qfsck::{Progress, RepairFile, UndoSinkFile, escaped};
+use qfsck::{Progress, RepairFile, UndoOptions, UndoSinkFile, escaped};
 
 use crate::args::UndoArgs;
 use crate::exit::Outcome;
@@ -57,8 +57,13 @@ fn undo(args: &UndoArgs) -> Result<String, String> {
         return Err(both_ways(&image_path, other));
     }
     let _signals_wait = Occupied::writing();
-    qfsck::undo_repair(&mut storage, &file, &Progress::default(), || Ok(sink))
-        .map_err(|error| error.to_string())?;
+    let options = UndoOptions {
+        accept_unverified: args.accept_unverified,
+    };
+    qfsck::undo_repair(&mut storage, &file, options, &Progress::default(), || {
+        Ok(sink)
+    })
+    .map_err(|error| error.to_string())?;
     drop(storage);
     // The image is as it was: what is left of the undo file would only stand in the way of the next repair.
     let removed = UndoSinkFile::open(undo_path).and_then(|(sink, _)| sink.remove());
