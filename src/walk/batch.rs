@@ -52,7 +52,7 @@ where
         .par_chunks(per_group.max(1))
         .map_init(Vec::new, |buffer, group| {
             let mut visitor = make();
-            for batch in batches(walk, group) {
+            for batch in batches(walk, group).take_while(|_| !walk.progress.is_stopped()) {
                 announce(walk, batch);
             }
             for batch in batches(walk, group) {
