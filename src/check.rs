@@ -10,6 +10,7 @@
 //! 5. Compare what is left with what is stored, and say so in ranges (`compare`), with the owners' names (`owners`).
 
 mod compare;
+mod differences;
 mod digest;
 mod extents;
 mod owner_runs;
@@ -20,7 +21,7 @@ mod stored;
 mod verdict;
 mod witness;
 
-pub(crate) use compare::Difference;
+pub(crate) use differences::{Difference, Differences};
 pub use digest::metadata_digest;
 pub use verdict::Verdict;
 
@@ -109,7 +110,7 @@ pub(crate) struct Examination<'a, S> {
     ledger: Ledger,
     witnessed: Witnessed,
     /// Worked out when somebody asks.
-    differences: OnceLock<Vec<Difference>>,
+    differences: OnceLock<Differences>,
     statistics: Statistics,
     /// The storage is a block device, which cannot grow.
     pub(crate) is_block_device: bool,
@@ -165,7 +166,7 @@ pub(crate) fn examine<'a, S: Storage>(
 
 impl<S: Storage> Examination<'_, S> {
     /// Every cluster that is suspect or miscounted, in order.
-    pub(crate) fn differences(&self) -> &[Difference] {
+    pub(crate) fn differences(&self) -> &Differences {
         self.differences.get_or_init(|| {
             compare::differences(self.walk, &self.survey, &self.ledger, &self.witnessed)
         })

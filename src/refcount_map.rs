@@ -20,7 +20,7 @@ pub(crate) use cluster_set::ClusterSet;
 pub(crate) use ledger::{CopiedFlag, Directory, Ledger, Payment};
 pub(crate) use tally::Tally;
 
-use crate::qcow2::HostCluster;
+use crate::qcow2::{ClusterRange, HostCluster};
 
 /// More clusters than an offset of 56 bits can name, the widest the format has, at the smallest cluster size.
 const MAX_CLUSTERS: u64 = 1 << 47;
@@ -69,6 +69,48 @@ const COMPRESSED: u32 = 2;
 fn locate(cluster: HostCluster) -> (u64, usize) {
     let slot = usize::try_from(cluster.0 % REGION_CLUSTERS).unwrap_or(0);
     (cluster.0 / REGION_CLUSTERS, slot)
+}
+
+/// Part of a run whose clusters' bits lie in one word of 64.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WordPart {
+    /// The first cluster of the part.
+    pub(crate) first: HostCluster,
+    /// The bits of the part's clusters.
+    pub(crate) mask: u64,
+}
+
+impl WordPart {
+    /// Runs of clusters whose bits are set, in order.
+    pub(crate) fn runs_of(self, bits: u64) -> impl Iterator<Item = ClusterRange> {
+        let word_start = self.first.0 - self.first.0 % 64;
+        let mut rest = bits & self.mask;
+        std::iter::from_fn(move || {
+            let start = (rest != 0).then(|| rest.trailing_zeros())?;
+            let count = (rest >> start).trailing_ones();
+            let taken = (u64::MAX >> (64 - count)) << start;
+            rest &= !taken;
+            Some(ClusterRange {
+                start: HostCluster(word_start + u64::from(start)),
+                count: u64::from(count),
+            })
+        })
+    }
+}
+
+/// The parts of a run by the words that their bits lie in, in order.
+pub(crate) fn by_word(clusters: ClusterRange) -> impl Iterator<Item = WordPart> {
+    let mut first = clusters.start.0;
+    std::iter::from_fn(move || {
+        let left = clusters.end().checked_sub(first).filter(|left| *left > 0)?;
+        let count = (64 - first % 64).min(left);
+        let part = WordPart {
+            first: HostCluster(first),
+            mask: (u64::MAX >> (64 - count)) << (first % 64),
+        };
+        first += count;
+        Some(part)
+    })
 }
 
 /// The region a cluster is in.

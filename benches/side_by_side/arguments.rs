@@ -17,6 +17,10 @@ pub(crate) struct Arguments {
     /// How long `qemu-img` may take, once; what it took until then counts as "at least".
     pub(crate) peer_limit: Duration,
     pub(crate) markdown: bool,
+    /// Repairs are measured, not checks.
+    pub(crate) repair: bool,
+    /// How the cost grows is measured, without a peer.
+    pub(crate) growth: bool,
     pub(crate) qfsck: PathBuf,
     /// More arguments for `qfsck check`.
     pub(crate) more_for_qfsck: Vec<String>,
@@ -32,6 +36,8 @@ impl Arguments {
             keep: false,
             peer_limit: Duration::from_secs(60),
             markdown: false,
+            repair: false,
+            growth: false,
             qfsck: PathBuf::from(env!("CARGO_BIN_EXE_qfsck")),
             more_for_qfsck: Vec::new(),
         };
@@ -50,6 +56,8 @@ impl Arguments {
                     arguments.peer_limit = Duration::from_secs(seconds as u64);
                 }
                 "--markdown" => arguments.markdown = true,
+                "--repair" => arguments.repair = true,
+                "--growth" => arguments.growth = true,
                 "--qfsck" => arguments.qfsck = PathBuf::from(value()?),
                 "--jobs" => {
                     let jobs = ["--jobs".into(), value()?.clone()];
@@ -87,6 +95,8 @@ options:
   --into DIR          where images are built
   --keep              leave them there
   --peer-limit 60s    end qemu-img after so long, and show what it took as a lower bound
+  --repair            of damaged cases: the repair, not the check
+  --growth            without a case: how the cost grows as images do
   --markdown          tables for a document
   --jobs N            for qfsck
   --qfsck FILE        another qfsck than the one of this source",

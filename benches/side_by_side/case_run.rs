@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::arguments::Arguments;
-use crate::big_images::{Case, Expected};
+use crate::big_images::{Case, Expected, Scale};
 use crate::floor;
 use crate::measure::{self, Cost};
 
@@ -39,10 +39,7 @@ impl Drop for Files {
 
 pub(crate) fn run(case: &Case, arguments: &Arguments) -> Result<Row, String> {
     let layout = case.layout(arguments.scale);
-    let name = match arguments.scale.divisor {
-        1 => case.name.to_owned(),
-        divisor => format!("{} at 1/{divisor}", case.name),
-    };
+    let name = name_at(case, arguments.scale);
     let stem = arguments.into.join(name.replace([' ', '/'], "-"));
     let files = Files {
         image: stem.with_extension("qcow2"),
@@ -91,6 +88,14 @@ pub(crate) fn run(case: &Case, arguments: &Arguments) -> Result<Row, String> {
     })
 }
 
+/// What a case is called at a scale.
+pub(crate) fn name_at(case: &Case, scale: Scale) -> String {
+    match scale.divisor {
+        1 => case.name.to_owned(),
+        divisor => format!("{} at 1/{divisor}", case.name),
+    }
+}
+
 #[derive(Default)]
 struct Costs {
     floor: Vec<Cost>,
@@ -98,7 +103,11 @@ struct Costs {
     peer: Vec<Cost>,
 }
 
-fn qfsck(image: &Path, arguments: &Arguments, expected: &Expected) -> Result<Cost, String> {
+pub(crate) fn qfsck(
+    image: &Path,
+    arguments: &Arguments,
+    expected: &Expected,
+) -> Result<Cost, String> {
     let image = image.to_string_lossy();
     let more = arguments.more_for_qfsck.iter().map(String::as_str);
     let words: Vec<&str> = ["check"].into_iter().chain(more).chain([&*image]).collect();
@@ -138,7 +147,7 @@ fn agrees(who: &str, cost: &Cost, expected: &Expected) -> Result<Cost, String> {
     }
 }
 
-fn median(costs: &[Cost]) -> Cost {
+pub(crate) fn median(costs: &[Cost]) -> Cost {
     let middle = |of: fn(&Cost) -> u64| {
         let mut all: Vec<u64> = costs.iter().map(of).collect();
         all.sort_unstable();

@@ -9,6 +9,8 @@
 //! | `arguments.rs` | what to run |
 //! | `case_run.rs` | builds an image, runs everything on it in turn |
 //! | `measure.rs` | one program, measured by a process that does nothing else |
+//! | `repair_run.rs` | builds a damaged image and has it repaired |
+//! | `growth.rs` | the same image, larger and larger |
 //! | `floor.rs` | plain reads of the same bytes |
 //! | `table.rs` | the numbers for people |
 
@@ -30,7 +32,9 @@ mod arguments;
 mod big_images;
 mod case_run;
 mod floor;
+mod growth;
 mod measure;
+mod repair_run;
 mod table;
 
 use std::process::ExitCode;
@@ -56,6 +60,10 @@ fn run(words: &[String]) -> Result<(), String> {
         _ => {}
     }
     let arguments = Arguments::parse(words)?;
+    if arguments.growth {
+        println!("{}", growth::run(&arguments)?);
+        return Ok(());
+    }
     if arguments.cases.is_empty() {
         println!("{}", usage());
         return Ok(());
@@ -63,7 +71,11 @@ fn run(words: &[String]) -> Result<(), String> {
     let mut rows = Vec::new();
     for case in &arguments.cases {
         eprintln!("{}: {}", case.name, case.title);
-        rows.push(case_run::run(case, &arguments)?);
+        rows.push(if arguments.repair {
+            repair_run::run(case, &arguments)?
+        } else {
+            case_run::run(case, &arguments)?
+        });
         if !arguments.markdown {
             eprintln!(
                 "{}",

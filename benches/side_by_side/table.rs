@@ -30,14 +30,14 @@ const ABSOLUTES: [&str; 10] = [
 /// Two tables with their columns under each other.
 pub(crate) fn plain(rows: &[Row]) -> String {
     let (ratios, absolutes) = cells(rows);
-    let [ratios, absolutes] = [ratios, absolutes].map(|table| aligned(&table, "  ", false));
+    let [ratios, absolutes] = [ratios, absolutes].map(|table| aligned(&table, false));
     format!("qemu-img check takes so many times what qfsck check takes:\n{ratios}\n{absolutes}")
 }
 
 /// Two tables for a document.
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let (ratios, absolutes) = cells(rows);
-    let [ratios, absolutes] = [ratios, absolutes].map(|table| aligned(&table, " | ", true));
+    let [ratios, absolutes] = [ratios, absolutes].map(|table| aligned(&table, true));
     format!("{ratios}\n{absolutes}")
 }
 
@@ -125,14 +125,14 @@ fn three_digits(number: u64, unit: u64, name: &str) -> String {
     }
 }
 
-fn duration(micros: u64) -> String {
+pub(crate) fn duration(micros: u64) -> String {
     match micros {
         1_000_000.. => three_digits(micros, 1_000_000, "s"),
         _ => three_digits(micros, 1000, "ms"),
     }
 }
 
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     match count {
         1_000_000_000.. => three_digits(count, 1_000_000_000, "GB"),
         1_000_000.. => three_digits(count, 1_000_000, "MB"),
@@ -152,7 +152,9 @@ fn grouped(number: u64) -> String {
     text
 }
 
-fn aligned(table: &Table, between: &str, is_markdown: bool) -> String {
+/// A table with its columns under each other, as text or for a document.
+pub(crate) fn aligned(table: &Table, is_markdown: bool) -> String {
+    let between = if is_markdown { " | " } else { "  " };
     let width_of = |column: usize| {
         let cells = table.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)

@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use super::differences::{DifferenceRun, Differences};
 use super::stored::RegionCounts;
 use super::witness::Witnessed;
 use crate::finding::{Code, Finding, Findings};
@@ -16,10 +17,10 @@ use crate::walk::{Notes, Survey, Walk};
 /// Regions compared at the same time.
 const REGIONS_AT_ONCE: usize = 16;
 
-/// What is known of one cluster.
-#[derive(Clone, Copy, Debug)]
+/// What is known of clusters that follow one another and are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Account {
-    cluster: HostCluster,
+    clusters: ClusterRange,
     /// `None` where the count could not be read.
     stored: Option<u64>,
     expected: u64,
@@ -35,6 +36,18 @@ impl Account {
             Sharing::GuestData => Some(Code::GuestDataOverlap),
             Sharing::Metadata => Some(Code::MetadataOverlap),
         }
+    }
+
+    /// Takes in what is known of the next cluster, if it is the same; says whether it did.
+    fn absorb(&mut self, next: &Self) -> bool {
+        let follows = self.clusters.end() == next.clusters.start.0;
+        let alike = Self {
+            clusters: self.clusters,
+            ..*next
+        };
+        let is_absorbed = follows && *self == alike;
+        self.clusters.count += u64::from(is_absorbed) * next.clusters.count;
+        is_absorbed
     }
 }
 
@@ -91,7 +104,7 @@ fn compare_region(
     findings
 }
 
-/// Every cluster of a region that is suspect or still owes.
+/// Every cluster of a region that is suspect or still owes, in runs.
 fn for_each_account(
     stored: &RegionCounts,
     ledger: &Ledger,
@@ -99,36 +112,33 @@ fn for_each_account(
     region: u64,
     mut each: impl FnMut(Account),
 ) {
+    let mut open: Option<Account> = None;
+    let tally = witnessed.tally.of_region(region);
     for cluster in ledger.unsettled_clusters(region) {
-        let is_suspect = ledger.suspects().contains(cluster);
-        let owed = ledger.owed(cluster);
         let stored = stored.get(cluster);
-        let (expected, sharing) = if is_suspect {
-            (witnessed.tally.count(cluster), sharing(witnessed, cluster))
+        let (expected, sharing) = if let Some(count) = tally.count(cluster) {
+            (count, sharing(witnessed, cluster))
         } else {
+            let owed = ledger.owed(cluster);
             let expected = stored.unwrap_or(owed).saturating_sub(owed);
             (expected, Sharing::Allowed)
         };
-        each(Account {
-            cluster,
+        let account = Account {
+            clusters: ClusterRange::one(cluster),
             stored,
             expected,
             sharing,
-        });
+        };
+        if open.as_mut().is_some_and(|open| open.absorb(&account)) {
+            continue;
+        }
+        if let Some(done) = open.replace(account) {
+            each(done);
+        }
     }
-}
-
-/// A cluster that is suspect or miscounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Difference {
-    pub(crate) cluster: HostCluster,
-    /// `None` where the count could not be read.
-    pub(crate) stored: Option<u64>,
-    pub(crate) expected: u64,
-    /// It has users that may not share it.
-    pub(crate) has_conflict: bool,
-    /// The finding about that, if it has.
-    pub(crate) overlap: Option<Code>,
+    if let Some(done) = open {
+        each(done);
+    }
 }
 
 /// Whether a suspect cluster has users that may not share it.
@@ -142,26 +152,31 @@ pub(super) fn differences<S: Storage>(
     survey: &Survey,
     ledger: &Ledger,
     witnessed: &Witnessed,
-) -> Vec<Difference> {
-    let regions = ledger.unsettled_regions();
-    let parts: Vec<Vec<Difference>> = regions
-        .par_iter()
-        .map(|&region| {
-            let stored = RegionCounts::read(walk, survey, region);
-            let mut part = Vec::new();
-            for_each_account(&stored, ledger, witnessed, region, |account| {
-                part.push(Difference {
-                    cluster: account.cluster,
-                    stored: account.stored,
-                    expected: account.expected,
-                    has_conflict: account.sharing != Sharing::Allowed,
-                    overlap: account.overlap(),
+) -> Differences {
+    let mut differences = Differences::default();
+    for regions in ledger.unsettled_regions().chunks(REGIONS_AT_ONCE) {
+        let parts: Vec<Vec<DifferenceRun>> = regions
+            .par_iter()
+            .map(|&region| {
+                let stored = RegionCounts::read(walk, survey, region);
+                let mut part = Vec::new();
+                for_each_account(&stored, ledger, witnessed, region, |account| {
+                    part.push(DifferenceRun {
+                        clusters: account.clusters,
+                        stored: account.stored,
+                        expected: account.expected,
+                        has_conflict: account.sharing != Sharing::Allowed,
+                        overlap: account.overlap(),
+                    });
                 });
-            });
-            part
-        })
-        .collect();
-    parts.concat()
+                part
+            })
+            .collect();
+        for run in parts.into_iter().flatten() {
+            differences.push(run);
+        }
+    }
+    differences
 }
 
 fn sharing(witnessed: &Witnessed, cluster: HostCluster) -> Sharing {
@@ -181,27 +196,40 @@ struct Judge {
 }
 
 impl Judge {
-    /// Decides what is wrong with one cluster.
+    /// Decides what is wrong with clusters that are alike.
     ///
     /// An overlap takes the place of a refcount that is too low: they are one fault.
     fn judge(&self, account: Account, findings: &mut Findings) {
         let overlap = account.overlap();
-        let difference = account
-            .stored
-            .and_then(|stored| self.difference(account.cluster, stored, account.expected))
-            .filter(|&code| overlap.is_none() || code == Code::RefcountLeak);
-        for code in [overlap, difference].into_iter().flatten() {
-            findings.push(
-                Finding::new(
-                    code,
-                    Place::Clusters {
-                        start: account.cluster,
-                    },
-                )
-                .host(ClusterRange::one(account.cluster))
-                .counts(account.stored, account.expected),
-            );
+        for clusters in self.parts(account.clusters) {
+            let difference = account
+                .stored
+                .and_then(|stored| self.difference(clusters.start, stored, account.expected))
+                .filter(|&code| overlap.is_none() || code == Code::RefcountLeak);
+            for code in [overlap, difference].into_iter().flatten() {
+                let place = Place::Clusters {
+                    start: clusters.start,
+                };
+                findings.push(
+                    Finding::new(code, place)
+                        .host(clusters)
+                        .counts(account.stored, account.expected)
+                        .count(clusters.count),
+                );
+            }
         }
+    }
+
+    /// What of a range is in the file, and what is past its end.
+    fn parts(&self, clusters: ClusterRange) -> impl Iterator<Item = ClusterRange> {
+        let file_end = self.geometry.file_clusters();
+        let middle = file_end.clamp(clusters.start.0, clusters.end());
+        let part = |start: u64, end: u64| ClusterRange {
+            start: HostCluster(start),
+            count: end - start,
+        };
+        let parts = [part(clusters.start.0, middle), part(middle, clusters.end())];
+        parts.into_iter().filter(|part| part.count > 0)
     }
 
     /// What a stored count is beside the references.
@@ -232,6 +260,20 @@ mod tests {
     use super::*;
     use crate::qcow2::Header;
 
+    /// A judge of an image of 16 clusters.
+    fn judge(sees_all_references: bool) -> Judge {
+        let mut bytes = vec![0_u8; 112];
+        bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        bytes[23] = 16;
+        bytes[99] = 3;
+        let header = Header::decode(&bytes).expect("a header");
+        let geometry = Geometry::new(&header, 1 << 20).expect("cluster_bits in range");
+        Judge {
+            geometry,
+            sees_all_references,
+        }
+    }
+
     fn codes(stored: Option<u64>, expected: u64, sharing: Sharing) -> Vec<&'static str> {
         codes_if(true, stored, expected, sharing)
     }
@@ -242,24 +284,14 @@ mod tests {
         expected: u64,
         sharing: Sharing,
     ) -> Vec<&'static str> {
-        let mut bytes = vec![0_u8; 112];
-        bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-        bytes[23] = 16;
-        bytes[99] = 3;
-        let header = Header::decode(&bytes).expect("a header");
-        let geometry = Geometry::new(&header, 1 << 20).expect("cluster_bits in range");
         let mut findings = Findings::default();
         let account = Account {
-            cluster: HostCluster(5),
+            clusters: ClusterRange::one(HostCluster(5)),
             stored,
             expected,
             sharing,
         };
-        let judge = Judge {
-            geometry,
-            sees_all_references,
-        };
-        judge.judge(account, &mut findings);
+        judge(sees_all_references).judge(account, &mut findings);
         findings.iter().map(|finding| finding.code.id()).collect()
     }
 
@@ -272,6 +304,38 @@ mod tests {
         assert_eq!(codes(Some(0), 1, allowed), ["refcount-zero"]);
         assert_eq!(codes(Some(255), 256, allowed), ["refcount-overflow"]);
         assert_eq!(codes(None, 1, allowed), [""; 0]);
+    }
+
+    #[test]
+    fn a_run_that_goes_past_the_end_of_the_file_is_parted_there() {
+        let mut findings = Findings::default();
+        let account = Account {
+            clusters: ClusterRange {
+                start: HostCluster(14),
+                count: 5,
+            },
+            stored: Some(1),
+            expected: 0,
+            sharing: Sharing::Allowed,
+        };
+        judge(true).judge(account, &mut findings);
+        let found: Vec<_> = findings
+            .iter()
+            .map(|finding| {
+                (
+                    finding.code.id(),
+                    finding.host.map(|host| (host.start.0, host.count)),
+                )
+            })
+            .collect();
+        let expected = [
+            ("refcount-past-end", Some((16, 3))),
+            ("refcount-leak", Some((14, 2))),
+        ];
+        assert!(
+            found.iter().all(|it| expected.contains(it)) && found.len() == 2,
+            "{found:?}"
+        );
     }
 
     #[test]

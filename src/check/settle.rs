@@ -10,7 +10,7 @@ use super::Statistics;
 use super::extents::{Extents, judge_extents};
 use crate::coverage::Gap;
 use crate::progress::Phase;
-use crate::qcow2::{ClusterRange, CompressedExtent, HostCluster, L2Entry, Refusal};
+use crate::qcow2::{ClusterRange, CompressedExtent, Geometry, HostCluster, L2Entry, Refusal};
 use crate::refcount_map::{CopiedFlag, Directory, Identity, Ledger, Payment};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
@@ -206,11 +206,9 @@ impl Entries for Payer<'_, '_> {
         }
         let clusters = words.map(|word| geometry.cluster_at(L2Entry(word).standard_offset()));
         self.visitor.ledger.pay_scattered(&clusters, payment);
-        for cluster in clusters.into_iter().filter(|cluster| cluster.0 != 0) {
-            self.run
-                .add_run(geometry.offset_of(cluster).0, 1, geometry.cluster_bytes());
-            self.last = self.last.max(cluster.0);
-        }
+        self.run.add_scattered(&clusters, geometry);
+        let furthest = clusters.iter().fold(0, |last, cluster| last.max(cluster.0));
+        self.last = self.last.max(furthest);
         true
     }
 
@@ -346,6 +344,26 @@ impl FragmentationRun {
             .is_none_or(|expected| expected == offset);
         self.fragmented += u64::from(!follows);
         self.expected_offset = Some(offset.saturating_add(count * cluster_bytes));
+    }
+
+    /// Clusters of entries that follow one another; cluster 0 stands for none.
+    fn add_scattered(&mut self, clusters: &[HostCluster; CHUNK], geometry: Geometry) {
+        let cluster_bytes = geometry.cluster_bytes();
+        if clusters.iter().any(|cluster| cluster.0 == 0) {
+            for &cluster in clusters.iter().filter(|cluster| cluster.0 != 0) {
+                self.add_run(geometry.offset_of(cluster).0, 1, cluster_bytes);
+            }
+            return;
+        }
+        let [first, .., last] = *clusters;
+        let pairs = clusters.iter().zip(clusters.iter().skip(1));
+        let following: u64 = pairs
+            .map(|(one, next)| u64::from(next.0 == one.0 + 1))
+            .sum();
+        self.add_run(geometry.offset_of(first).0, 1, cluster_bytes);
+        self.allocated += CHUNK as u64 - 1;
+        self.fragmented += CHUNK as u64 - 1 - following;
+        self.expected_offset = Some(geometry.offset_of(last).0.saturating_add(cluster_bytes));
     }
 
     /// The active L1 table's entries that name the table each count it.

@@ -15,10 +15,12 @@ use crate::progress::Phase;
 use crate::qcow2::{
     ClusterRange, Geometry, GuestRange, HostCluster, HostOffset, L1Entry, Place, Tree, words,
 };
-use crate::refcount_map::{ClusterSet, Identity, Ledger, Tally};
+use crate::refcount_map::{
+    ClusterSet, Identity, Ledger, Tally, WordPart, by_word, region_clusters,
+};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{Mapped, Rules, Target};
+use crate::walk::l2_table::{CompressedEntry, Entries, Mapped, Rules, Run, Target};
 use crate::walk::{Claim, L2Item, Notes, Survey, Walk};
 
 /// Suspects whose owners are named in the same walk that counts them; with more, a further walk names those shown.
@@ -81,25 +83,45 @@ impl StoredOnes {
         let regions: Vec<u64> = suspects.regions().collect();
         regions.par_iter().for_each(|&region| {
             let counts = RegionCounts::read(walk, survey, region);
-            for cluster in suspects.clusters_of(region) {
-                match counts.get(cluster) {
-                    Some(1) => stored.one.insert(cluster),
-                    Some(_) => {}
-                    None => stored.unknown.insert(cluster),
+            let words = suspects.words_of(region);
+            for (start, word) in region_clusters(region).step_by(64).zip(words) {
+                let (mut one, mut unknown, mut rest) = (0, 0, word);
+                while rest != 0 {
+                    let bit = rest & rest.wrapping_neg();
+                    let cluster = HostCluster(start + u64::from(rest.trailing_zeros()));
+                    match counts.get(cluster) {
+                        Some(1) => one |= bit,
+                        Some(_) => {}
+                        None => unknown |= bit,
+                    }
+                    rest &= rest - 1;
+                }
+                for (set, bits) in [(&stored.one, one), (&stored.unknown, unknown)] {
+                    if bits != 0 {
+                        set.insert_word(HostCluster(start), bits);
+                    }
                 }
             }
         });
         stored
     }
 
+    /// Those of a part's suspects whose COPIED flag, all alike, contradicts the stored count, and the code for it.
+    fn judge_word(&self, part: WordPart, suspects: u64, copied: bool) -> (u64, Code) {
+        let known = suspects & !self.unknown.bits_of(part);
+        let one = self.one.bits_of(part);
+        if copied {
+            (known & !one, Code::CopiedFlagStale)
+        } else {
+            (known & one, Code::CopiedFlagMissing)
+        }
+    }
+
     /// The code for a COPIED flag that contradicts the stored count.
     fn judge(&self, cluster: HostCluster, copied: bool) -> Option<Code> {
-        match (self.one.contains(cluster), copied) {
-            _ if self.unknown.contains(cluster) => None,
-            (true, false) => Some(Code::CopiedFlagMissing),
-            (false, true) => Some(Code::CopiedFlagStale),
-            _ => None,
-        }
+        let part = by_word(ClusterRange::one(cluster)).next()?;
+        let (wrong, code) = self.judge_word(part, part.mask, copied);
+        (wrong != 0).then_some(code)
     }
 }
 
@@ -116,13 +138,9 @@ pub(super) struct Purpose<'a> {
 }
 
 impl Purpose<'_> {
-    fn is_suspect(&self, cluster: HostCluster) -> bool {
-        self.suspects.is_some_and(|set| set.contains(cluster))
-    }
-
     /// Counts a reference; says whether its owner is to be named.
     fn note(&self, cluster: HostCluster, weight: u64, identity: Identity) -> bool {
-        if let Some(tally) = self.tally.filter(|_| self.is_suspect(cluster)) {
+        if let Some(tally) = self.tally {
             tally.add(cluster, weight, identity);
         }
         self.named.is_some_and(|set| set.contains(cluster))
@@ -182,27 +200,15 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         self.note_table(item);
         let rules = self.rules;
-        rules.walk_table(item, bytes, None, |mapped| match mapped.target {
-            Target::Standard {
-                cluster: Ok(cluster),
-                copied,
-                ..
-            } => self.note_standard(item, &mapped, cluster, copied),
-            Target::Compressed {
-                clusters: Ok(clusters),
-                ..
-            } => {
-                for cluster in clusters.clusters() {
-                    if self
-                        .purpose
-                        .note(cluster, item.weight(), Identity::Compressed)
-                    {
-                        self.push_owner(item, &mapped, OwnerKind::CompressedData, cluster);
-                    }
-                }
-            }
-            Target::Standard { .. } | Target::Compressed { .. } | Target::External { .. } => {}
-        });
+        rules.walk_runs(
+            item,
+            bytes,
+            None,
+            &mut Noting {
+                visitor: self,
+                item,
+            },
+        );
     }
 
     fn miss(&mut self, item: &L2Item, _gap: Gap) {
@@ -229,55 +235,126 @@ impl Visitor<'_> {
             });
         }
     }
+}
 
-    fn note_standard(
-        &mut self,
-        item: &L2Item,
-        mapped: &Mapped,
-        cluster: HostCluster,
-        copied: bool,
-    ) {
-        let identity = Identity::Guest(mapped.guest_cluster);
-        if self.purpose.note(cluster, item.weight(), identity) {
-            self.push_owner(item, mapped, OwnerKind::GuestData, cluster);
+/// Notes the entries of one table.
+struct Noting<'a, 'b> {
+    visitor: &'a mut Visitor<'b>,
+    item: &'a L2Item,
+}
+
+impl Entries for Noting<'_, '_> {
+    fn run(&mut self, run: Run) {
+        let purpose = self.visitor.purpose;
+        if let Some(tally) = purpose.tally {
+            let identity = Identity::Guest(run.guest_cluster);
+            tally.add_run(run.clusters, self.item.weight(), identity);
         }
-        let wrong = self
-            .purpose
-            .stored
-            .filter(|_| item.trees.active > 0 && self.purpose.is_suspect(cluster))
-            .and_then(|stored| stored.judge(cluster, copied));
-        if let Some(code) = wrong {
-            let place = Place::L2Entry {
-                table: item.cluster,
-                index: mapped.index,
-            };
-            self.notes.push(
-                Finding::new(code, place)
-                    .host(ClusterRange::one(cluster))
-                    .guest(self.rules.geometry.guest_range(mapped.guest_cluster, 1))
-                    .count(item.trees.active),
-            );
+        for part in by_word(run.clusters) {
+            let named = purpose.named.map_or(0, |set| set.bits_of(part));
+            for clusters in part.runs_of(named) {
+                let guest = self.guest_of(run, clusters);
+                self.push_owner(
+                    OwnerKind::GuestData,
+                    index_of(run, clusters),
+                    guest,
+                    clusters,
+                );
+            }
+            let suspects = purpose.suspects.map_or(0, |set| set.bits_of(part));
+            let stored = purpose
+                .stored
+                .filter(|_| suspects != 0 && self.item.trees.active > 0);
+            let Some(stored) = stored else { continue };
+            let (wrong, code) = stored.judge_word(part, suspects, run.copied);
+            for clusters in part.runs_of(wrong) {
+                let place = Place::L2Entry {
+                    table: self.item.cluster,
+                    index: index_of(run, clusters),
+                };
+                let finding = Finding::new(code, place)
+                    .host(clusters)
+                    .guest(self.guest_of(run, clusters))
+                    .count(self.item.trees.active.saturating_mul(clusters.count));
+                self.visitor.notes.push(finding);
+            }
         }
     }
 
-    fn push_owner(
-        &mut self,
-        item: &L2Item,
-        mapped: &Mapped,
-        kind: OwnerKind,
-        cluster: HostCluster,
-    ) {
-        self.owners.push(Owner {
+    fn compressed(&mut self, entry: CompressedEntry) {
+        let guest = self
+            .visitor
+            .rules
+            .geometry
+            .guest_range(entry.guest_cluster, 1);
+        for cluster in entry.clusters.clusters() {
+            let weight = self.item.weight();
+            if self
+                .visitor
+                .purpose
+                .note(cluster, weight, Identity::Compressed)
+            {
+                let clusters = ClusterRange::one(cluster);
+                self.push_owner(OwnerKind::CompressedData, entry.index, guest, clusters);
+            }
+        }
+    }
+
+    fn other(&mut self, mapped: Mapped) {
+        match mapped.target {
+            Target::Standard {
+                cluster: Ok(cluster),
+                copied,
+                ..
+            } => self.run(Run {
+                index: mapped.index,
+                guest_cluster: mapped.guest_cluster,
+                clusters: ClusterRange::one(cluster),
+                copied,
+            }),
+            Target::Compressed {
+                extent,
+                clusters: Ok(clusters),
+            } => self.compressed(CompressedEntry {
+                index: mapped.index,
+                guest_cluster: mapped.guest_cluster,
+                extent,
+                clusters,
+            }),
+            Target::Standard { .. } | Target::Compressed { .. } | Target::External { .. } => {}
+        }
+    }
+}
+
+impl Noting<'_, '_> {
+    /// The guest clusters of part of a run.
+    fn guest_of(&self, run: Run, clusters: ClusterRange) -> GuestRange {
+        let first = run
+            .guest_cluster
+            .saturating_add(clusters.start.0 - run.clusters.start.0);
+        self.visitor
+            .rules
+            .geometry
+            .guest_range(first, clusters.count)
+    }
+
+    fn push_owner(&mut self, kind: OwnerKind, index: u64, guest: GuestRange, host: ClusterRange) {
+        self.visitor.owners.push(Owner {
             kind,
             place: Place::L2Entry {
-                table: item.cluster,
-                index: mapped.index,
+                table: self.item.cluster,
+                index,
             },
-            trees: Some(item.trees),
-            guest: Some(self.rules.geometry.guest_range(mapped.guest_cluster, 1)),
-            host: ClusterRange::one(cluster),
+            trees: Some(self.item.trees),
+            guest: Some(guest),
+            host,
         });
     }
+}
+
+/// The index of the entry that maps the first cluster of part of a run.
+fn index_of(run: Run, clusters: ClusterRange) -> u64 {
+    run.index + (clusters.start.0 - run.clusters.start.0)
 }
 
 fn table_guest(geometry: Geometry, first_guest_cluster: u64) -> GuestRange {
@@ -291,8 +368,10 @@ fn judge_l1_flags<S: Storage>(
     purpose: &Purpose<'_>,
     notes: &mut Notes,
 ) {
-    let Some(stored) = purpose.stored else { return };
-    let is_concerned = |item: &&L2Item| item.trees.active > 0 && purpose.is_suspect(item.cluster);
+    let (Some(stored), Some(suspects)) = (purpose.stored, purpose.suspects) else {
+        return;
+    };
+    let is_concerned = |item: &&L2Item| item.trees.active > 0 && suspects.contains(item.cluster);
     let concerned: BTreeMap<HostCluster, &L2Item> = survey
         .l2_tables
         .iter()

@@ -12,14 +12,16 @@ use super::notes::{DraftNotes, is_leaked};
 use super::remains;
 use super::space::holds_data;
 use super::{RepairOptions, StageKind, refcounts};
-use crate::check::{Difference, Examination};
+use crate::check::{Differences, Examination};
 use crate::coverage::Gap;
 use crate::finding::Code;
-use crate::qcow2::{Geometry, HostCluster, HostOffset, L1Entry, Place, SECTOR_BYTES, Tree, words};
-use crate::refcount_map::ClusterSet;
+use crate::qcow2::{
+    ClusterRange, Geometry, HostCluster, HostOffset, L1Entry, Place, SECTOR_BYTES, Tree, words,
+};
+use crate::refcount_map::{ClusterSet, by_word};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{Rules, Target};
+use crate::walk::l2_table::Rules;
 use crate::walk::{L2Item, Survey};
 
 /// Raises counts that are too low, and puts the COPIED flags right.
@@ -115,7 +117,7 @@ fn patches<S: Storage>(
 }
 
 /// Clusters with users that may not share them: nothing is written there.
-fn contested_clusters(differences: &[Difference]) -> ClusterSet {
+fn contested_clusters(differences: &Differences) -> ClusterSet {
     let contested = ClusterSet::new();
     for difference in differences
         .iter()
@@ -130,7 +132,7 @@ fn contested_clusters(differences: &[Difference]) -> ClusterSet {
 fn planned_counts<S: Storage>(
     examination: &Examination<'_, S>,
     permit: Permit<'_>,
-    differences: &[Difference],
+    differences: &Differences,
     contested: &ClusterSet,
 ) -> io::Result<Vec<Option<u64>>> {
     let geometry = examination.walk.geometry;
@@ -188,7 +190,7 @@ fn refcount_block(
 
 fn refcount_patches<S: Storage>(
     examination: &Examination<'_, S>,
-    differences: &[Difference],
+    differences: &Differences,
     counts: &[Option<u64>],
 ) -> Vec<Patch> {
     let geometry = examination.walk.geometry;
@@ -223,7 +225,7 @@ fn refcount_patches<S: Storage>(
 /// COPIED flags of the active mapping that will not say whether the count is one.
 fn flag_patches<S: Storage>(
     examination: &Examination<'_, S>,
-    differences: &[Difference],
+    differences: &Differences,
     counts: &[Option<u64>],
     contested: &ClusterSet,
 ) -> Vec<Patch> {
@@ -241,6 +243,9 @@ fn flag_patches<S: Storage>(
         if count == Some(1) && difference.expected == 1 {
             single.insert(difference.cluster);
         }
+    }
+    if shared.is_empty() && single.is_empty() {
+        return Vec::new();
     }
     let wanted = Wanted {
         shared: &shared,
@@ -270,6 +275,12 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// Those of a run with such flags that are to have another one.
+    fn wrong_in(&self, clusters: ClusterRange, copied: bool) -> impl Iterator<Item = ClusterRange> {
+        let wrong = if copied { self.shared } else { self.single };
+        by_word(clusters).flat_map(|part| part.runs_of(wrong.bits_of(part)))
+    }
+
     /// The flag at `flag_offset`, corrected where it is not what it should be.
     fn correction(self, cluster: HostCluster, copied: bool, flag_offset: u64) -> Option<Patch> {
         let (stage, because) = if copied && self.shared.contains(cluster) {
@@ -340,16 +351,14 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
         let geometry = self.rules.geometry;
         let table_offset = geometry.offset_of(item.cluster).0;
         let rules = self.rules;
-        rules.walk_table(item, bytes, None, |mapped| {
-            if let Target::Standard {
-                cluster: Ok(cluster),
-                copied,
-                ..
-            } = mapped.target
-            {
-                let offset = table_offset + mapped.index * geometry.l2_entry_bytes();
-                let correction = self.wanted.correction(cluster, copied, offset);
-                self.patches.extend(correction);
+        rules.walk_standard(item, bytes, |run| {
+            for clusters in self.wanted.wrong_in(run.clusters, run.copied) {
+                let first = run.index + (clusters.start.0 - run.clusters.start.0);
+                for (index, cluster) in (first..).zip(clusters.clusters()) {
+                    let offset = table_offset + index * geometry.l2_entry_bytes();
+                    let correction = self.wanted.correction(cluster, run.copied, offset);
+                    self.patches.extend(correction);
+                }
             }
         });
     }

@@ -23,7 +23,7 @@ use super::RepairOptions;
 use super::changes::Changes;
 use super::notes::Doubt;
 use super::notes::DraftNotes;
-use crate::check::{Difference, Examination};
+use crate::check::{Differences, Examination};
 use crate::finding::Code;
 use crate::storage::Storage;
 
@@ -87,7 +87,7 @@ pub(super) fn correct<S: Storage>(
 /// What all entries are judged on.
 struct Grounds<'a> {
     wishes: &'a RepairOptions,
-    differences: &'a [Difference],
+    differences: &'a Differences,
     /// Why an offset may be wrong that looks right.
     doubt: Option<Obstacle>,
     version: u32,

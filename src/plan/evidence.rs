@@ -46,7 +46,7 @@ pub(super) fn may_be_cut_off<S: Storage>(examination: &Examination<'_, S>) -> bo
 /// Whether some cluster looks leaked that this repair has not put out of use itself.
 pub(super) fn has_leaks<S: Storage>(examination: &Examination<'_, S>, draft: &DraftNotes) -> bool {
     let file_clusters = examination.walk.geometry.file_clusters();
-    let is_leaked = |known: &Difference| {
+    let is_leaked = |known: Difference| {
         known.expected == 0
             && known.stored > Some(0)
             && known.cluster.0 < file_clusters
@@ -57,6 +57,9 @@ pub(super) fn has_leaks<S: Storage>(examination: &Examination<'_, S>, draft: &Dr
 
 /// More leaked clusters than this are not looked through for lost tables, and so not freed.
 const MAX_LEAKED_BYTES: u64 = 1 << 38;
+
+/// Leaked clusters looked through by one thread at a time, with one look for holes where they lie in the same.
+const LOOKED_AT_TOGETHER: usize = 256;
 
 /// Suspects described one by one.
 const SHOWN_SUSPECTS: usize = 3;
@@ -239,7 +242,7 @@ fn lost_sharers<S: Storage>(examination: &Examination<'_, S>, draft: &DraftNotes
         return 0;
     }
     let differences = examination.differences().iter();
-    let is_shared = |known: &&Difference| {
+    let is_shared = |known: &Difference| {
         known.expected > 0
             && known.stored > Some(known.expected)
             && !draft.released.contains(known.cluster)
@@ -288,7 +291,7 @@ fn suspicious_clusters<S: Storage>(
     let geometry = examination.walk.geometry;
     let overcounted = ClusterSet::new();
     let mut leaked = Vec::new();
-    for difference in examination.differences() {
+    for difference in examination.differences().iter() {
         if difference.stored > Some(difference.expected) {
             overcounted.insert(difference.cluster);
             let is_in_file = difference.cluster.0 < geometry.file_clusters();
@@ -306,24 +309,31 @@ fn suspicious_clusters<S: Storage>(
     let named_by_remains = remains::named(examination, &leaked);
     let has_data_file = examination.walk.image.header().has_data_file();
     let cluster_bytes = usize::try_from(geometry.cluster_bytes()).unwrap_or(0);
-    let suspects: Vec<Suspect> = leaked
-        .par_iter()
-        .filter_map(|&cluster| {
+    let look = |clusters: &[HostCluster]| {
+        let image = examination.walk.image;
+        let mut bytes = vec![0; cluster_bytes];
+        let mut suspects = Vec::new();
+        // Nothing but a hole lies before this, as far as anybody has looked.
+        let mut next_data = 0;
+        for &cluster in clusters {
             // Nothing is planned by somebody who was stopped: only the end counts then.
             if examination.walk.progress.is_stopped() {
-                return None;
+                break;
             }
-            let image = examination.walk.image;
-            let start = geometry.offset_of(cluster).0;
             if named_by_remains.contains(cluster) {
-                return Some(Suspect { cluster, named: 0 });
+                suspects.push(Suspect { cluster, named: 0 });
+                continue;
             }
-            let data = image.storage().next_data(start).unwrap_or(Some(start));
-            if data.is_none_or(|data| data >= start + geometry.cluster_bytes()) {
-                return None;
+            let start = geometry.offset_of(cluster).0;
+            if next_data <= start {
+                let found = image.storage().next_data(start).unwrap_or(Some(start));
+                next_data = found.unwrap_or(u64::MAX);
             }
-            let mut bytes = vec![0; cluster_bytes];
+            if next_data >= start + geometry.cluster_bytes() {
+                continue;
+            }
             // What cannot be read cannot be proven worthless.
+            bytes.fill(0);
             let is_unreadable = image.read_clusters(geometry, cluster, &mut bytes).is_err();
             let named =
                 words(&bytes).filter(|&word| names_cluster_of(geometry, word, &overcounted));
@@ -332,9 +342,14 @@ fn suspicious_clusters<S: Storage>(
             let may_be_table = (has_data_file && bytes.iter().any(|&byte| byte != 0))
                 || reads_as_table(geometry, &bytes)
                 || remains::reads_as_list(geometry, &bytes);
-            (is_unreadable || named > 0 || may_be_table).then_some(Suspect { cluster, named })
-        })
-        .collect();
+            if is_unreadable || named > 0 || may_be_table {
+                suspects.push(Suspect { cluster, named });
+            }
+        }
+        suspects
+    };
+    let suspects = leaked.par_chunks(LOOKED_AT_TOGETHER).flat_map_iter(look);
+    let suspects: Vec<Suspect> = suspects.collect();
     if examination.walk.progress.is_stopped() {
         return Err("the planning was stopped".to_owned());
     }

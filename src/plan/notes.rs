@@ -90,7 +90,7 @@ fn doubt<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Option<Doub
         return Ok(Some(Doubt::CountsUnknown));
     }
     let file_clusters = examination.walk.geometry.file_clusters();
-    let is_unaccounted = |difference: &Difference| {
+    let is_unaccounted = |difference: Difference| {
         difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
     };
     let has_unaccounted = examination.differences().iter().any(is_unaccounted);
@@ -105,7 +105,7 @@ pub(super) fn is_leaked(difference: &Difference) -> bool {
 /// The clusters that are leaked in the image as it is, not by this repair.
 fn leaked<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
     let leaked = ClusterSet::new();
-    for difference in examination.differences().iter().filter(|it| is_leaked(it)) {
+    for difference in examination.differences().iter().filter(is_leaked) {
         leaked.insert(difference.cluster);
     }
     leaked

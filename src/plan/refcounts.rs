@@ -169,12 +169,12 @@ impl Damage {
                 .binary_search_by_key(index, |block| block.index);
             found.is_ok() && !unsound.contains(index)
         };
-        for difference in examination.differences() {
-            let index = difference.cluster.0 / per_block;
-            let is_in_file = difference.cluster.0 < geometry.file_clusters();
-            if difference.expected > 0 && is_in_file && !sound(&index) {
-                needy.insert(index);
-            }
+        let file_end = geometry.file_clusters();
+        let runs = examination.differences().runs().iter();
+        for run in runs.filter(|run| run.expected > 0 && run.clusters.start.0 < file_end) {
+            let end = run.clusters.end().min(file_end);
+            let indices = run.clusters.start.0 / per_block..end.div_ceil(per_block);
+            needy.extend(indices.filter(|index| !sound(index)));
         }
         let mut damage = Self {
             has_lost_table,
@@ -478,17 +478,17 @@ fn block_content<S: Storage>(
         let count = count.min(geometry.refcount_max());
         set_refcount_at(bytes, geometry.refcount_order(), slot, count);
     };
-    let differing = differences_in(examination.differences(), &range);
+    let differing = || examination.differences().within(range.clone());
     // A block that something else claims too, but in which nothing in use is counted too low, is intact: what looks leaked
     // by it may be what a damaged structure no longer leads to.
     let is_intact = !examination.survey.unknown_counts.all && {
         let is_sound =
-            |known: &Difference| known.has_conflict || known.stored >= Some(known.expected);
-        differing.iter().all(is_sound)
+            |known: Difference| known.has_conflict || known.stored >= Some(known.expected);
+        differing().all(is_sound)
     };
     // What a block that holds something else counts too high is lowered later, on the evidence that all lowering needs.
     let is_garbage = damage.garbage.blocks.contains(&index);
-    for difference in differing {
+    for difference in differing() {
         let is_in_file = difference.cluster.0 < geometry.file_clusters();
         let is_kept =
             is_intact || (is_garbage && !damage.garbage.never_shared.contains(difference.cluster));
@@ -569,11 +569,4 @@ fn table_content<S: Storage>(
         }
     }
     content
-}
-
-/// The differences of a range of clusters, out of all in order.
-fn differences_in<'a>(differences: &'a [Difference], range: &Range<u64>) -> &'a [Difference] {
-    let start = differences.partition_point(|difference| difference.cluster.0 < range.start);
-    let end = differences.partition_point(|difference| difference.cluster.0 < range.end);
-    differences.get(start..end).unwrap_or(&[])
 }

@@ -16,7 +16,7 @@ use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 use crate::walk::L2Item;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{Rules, Target};
+use crate::walk::l2_table::Rules;
 
 /// Tables and lists whose last cluster may hold more than belongs to them.
 const LISTS: [OwnerKind; 4] = [
@@ -129,14 +129,9 @@ impl GroupVisitor<L2Item> for Unflagged<'_> {
             self.once_shared.insert(item.cluster);
         }
         let rules = self.rules;
-        rules.walk_table(item, bytes, None, |mapped| {
-            if let Target::Standard {
-                cluster: Ok(cluster),
-                copied: false,
-                ..
-            } = mapped.target
-            {
-                self.once_shared.insert(cluster);
+        rules.walk_standard(item, bytes, |run| {
+            if !run.copied {
+                self.once_shared.insert_run(run.clusters);
             }
         });
     }
@@ -157,8 +152,8 @@ pub(super) fn lost_counts<S: Storage>(examination: &Examination<'_, S>) -> io::R
     }
     let unflagged = unflagged(examination)?;
     let is_lost = |known: &Difference| known.stored == Some(0) && known.expected == 1;
-    for known in examination.differences() {
-        if is_lost(known) && unflagged.contains(known.cluster) {
+    for known in examination.differences().iter() {
+        if is_lost(&known) && unflagged.contains(known.cluster) {
             lost.insert(known.cluster);
         }
     }

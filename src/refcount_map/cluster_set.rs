@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::sparse::Sparse;
-use super::{MAX_CLUSTERS, REGION_CLUSTERS, locate, region_clusters};
-use crate::qcow2::HostCluster;
+use super::{MAX_CLUSTERS, REGION_CLUSTERS, WordPart, by_word, locate, region_clusters};
+use crate::qcow2::{ClusterRange, HostCluster};
 
 /// Words of 64 bits in a region.
 pub(super) const WORDS: usize = (REGION_CLUSTERS / 64) as usize;
@@ -113,7 +113,7 @@ impl ClusterSet {
     }
 
     /// Inserts the clusters of one word, the one `cluster` is in, whose bits are set.
-    pub(super) fn insert_word(&self, cluster: HostCluster, bits: u64) {
+    pub(crate) fn insert_word(&self, cluster: HostCluster, bits: u64) {
         let (region, slot) = locate(cluster);
         if let Some(plane) = self.planes.get_or_make(region, Plane::new) {
             plane.set_word(slot / 64, bits);
@@ -126,6 +126,25 @@ impl ClusterSet {
         self.planes
             .get(region)
             .is_some_and(|plane| plane.contains(slot))
+    }
+
+    pub(crate) fn insert_run(&self, clusters: ClusterRange) {
+        for part in by_word(clusters) {
+            self.insert_word(part.first, part.mask);
+        }
+    }
+
+    /// The clusters of the set among those of a part, as bits of its word.
+    pub(crate) fn bits_of(&self, part: WordPart) -> u64 {
+        if self.is_empty() {
+            return 0;
+        }
+        let (region, slot) = locate(part.first);
+        let word = self
+            .planes
+            .get(region)
+            .map_or(0, |plane| plane.word(slot / 64));
+        word & part.mask
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -145,19 +164,15 @@ impl ClusterSet {
     }
 
     /// The clusters of the set in one region, 64 to a word.
-    pub(super) fn words_of(&self, region: u64) -> impl Iterator<Item = u64> {
+    pub(crate) fn words_of(&self, region: u64) -> impl Iterator<Item = u64> {
         self.planes.get(region).into_iter().flat_map(Plane::words)
-    }
-
-    /// The clusters of the set in one region, in order.
-    pub(crate) fn clusters_of(&self, region: u64) -> impl Iterator<Item = HostCluster> {
-        clusters_of_words(region, self.words_of(region))
     }
 
     /// Every cluster, in order.
     #[cfg(test)]
     fn iter(&self) -> impl Iterator<Item = HostCluster> {
-        self.regions().flat_map(|region| self.clusters_of(region))
+        self.regions()
+            .flat_map(|region| clusters_of_words(region, self.words_of(region)))
     }
 }
 

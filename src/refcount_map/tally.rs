@@ -1,12 +1,12 @@
 //! The tally: exact reference counts, for suspect clusters only.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use super::cluster_set::ClusterSet;
-use super::{Identity, METADATA, NOBODY, locate};
-use crate::qcow2::HostCluster;
+use super::{Identity, METADATA, NOBODY, by_word, locate};
+use crate::qcow2::{ClusterRange, HostCluster};
 
 /// The suspects of one region, in order, with one counter each.
 #[derive(Debug)]
@@ -50,6 +50,7 @@ pub(crate) struct Tally {
     regions: BTreeMap<u64, Region>,
     /// What did not fit into a small counter; the sum of both is the count.
     overflow: Mutex<BTreeMap<HostCluster, u64>>,
+    has_overflow: AtomicBool,
     metadata: ClusterSet,
     conflicts: ClusterSet,
 }
@@ -63,6 +64,7 @@ impl Tally {
         Self {
             regions: regions.collect(),
             overflow: Mutex::default(),
+            has_overflow: AtomicBool::new(false),
             metadata: ClusterSet::new(),
             conflicts: ClusterSet::new(),
         }
@@ -70,12 +72,48 @@ impl Tally {
 
     /// Adds `weight` references of one identity to a suspect; other clusters do not count.
     pub(crate) fn add(&self, cluster: HostCluster, weight: u64, identity: Identity) {
-        let (region, slot) = locate(cluster);
-        let found = self.regions.get(&region);
-        let Some((region, rank)) = found.and_then(|region| Some((region, region.rank(slot)?)))
-        else {
-            return;
-        };
+        self.add_run(ClusterRange::one(cluster), weight, identity);
+    }
+
+    /// Adds `weight` references to each suspect of a run, the first for `identity`, each next one for the next guest cluster.
+    pub(crate) fn add_run(&self, clusters: ClusterRange, weight: u64, identity: Identity) {
+        let mut last = None;
+        for part in by_word(clusters) {
+            let (index, slot) = locate(part.first);
+            let region = match last {
+                Some((known, region)) if known == index => region,
+                _ => self.regions.get(&index),
+            };
+            last = Some((index, region));
+            let Some(region) = region else { continue };
+            let mut suspects = region.suspects.get(slot / 64).copied().unwrap_or(0) & part.mask;
+            if suspects == 0 {
+                continue;
+            }
+            let first_bit = u64::from(suspects.trailing_zeros());
+            let word_start = part.first.0 - slot as u64 % 64;
+            // Suspects of a run follow one another in the counters, too.
+            let ranks = region.rank(slot / 64 * 64 + first_bit as usize);
+            for rank in ranks.into_iter().flat_map(|first| first..) {
+                if suspects == 0 {
+                    break;
+                }
+                let cluster = HostCluster(word_start + u64::from(suspects.trailing_zeros()));
+                let identity = identity.after(cluster.0 - clusters.start.0);
+                self.add_at(region, rank, cluster, weight, identity);
+                suspects &= suspects - 1;
+            }
+        }
+    }
+
+    fn add_at(
+        &self,
+        region: &Region,
+        rank: usize,
+        cluster: HostCluster,
+        weight: u64,
+        identity: Identity,
+    ) {
         self.identify(region, rank, cluster, identity);
         let Some(count) = region.counts.get(rank) else {
             return;
@@ -89,6 +127,7 @@ impl Tally {
             let mut overflow = self.overflow.lock().unwrap_or_else(PoisonError::into_inner);
             let more = overflow.entry(cluster).or_default();
             *more = more.saturating_add(weight);
+            self.has_overflow.store(true, Relaxed);
         }
     }
 
@@ -110,14 +149,16 @@ impl Tally {
 
     /// References to a cluster.
     pub(crate) fn count(&self, cluster: HostCluster) -> u64 {
-        let (region, slot) = locate(cluster);
-        let small = self
-            .regions
-            .get(&region)
-            .and_then(|region| region.counts.get(region.rank(slot)?))
-            .map_or(0, |count| u64::from(count.load(Relaxed)));
-        let overflow = self.overflow.lock().unwrap_or_else(PoisonError::into_inner);
-        small.saturating_add(overflow.get(&cluster).copied().unwrap_or(0))
+        let (index, _) = locate(cluster);
+        self.of_region(index).count(cluster).unwrap_or(0)
+    }
+
+    /// The counts of one region, to be asked for cluster by cluster.
+    pub(crate) fn of_region(&self, index: u64) -> RegionTally<'_> {
+        RegionTally {
+            tally: self,
+            region: self.regions.get(&index),
+        }
     }
 
     /// Whether a structure of the format is among the references.
@@ -127,7 +168,30 @@ impl Tally {
 
     /// Whether references share the cluster that may not share one.
     pub(crate) fn has_conflict(&self, cluster: HostCluster) -> bool {
-        self.conflicts.contains(cluster)
+        !self.conflicts.is_empty() && self.conflicts.contains(cluster)
+    }
+}
+
+/// The counts of one region.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RegionTally<'a> {
+    tally: &'a Tally,
+    region: Option<&'a Region>,
+}
+
+impl RegionTally<'_> {
+    /// References to a cluster of the region; `None` if it is no suspect.
+    pub(crate) fn count(self, cluster: HostCluster) -> Option<u64> {
+        let (_, slot) = locate(cluster);
+        let region = self.region?;
+        let count = region.counts.get(region.rank(slot)?)?;
+        let small = u64::from(count.load(Relaxed));
+        if !self.tally.has_overflow.load(Relaxed) {
+            return Some(small);
+        }
+        let overflow = self.tally.overflow.lock();
+        let overflow = overflow.unwrap_or_else(PoisonError::into_inner);
+        Some(small.saturating_add(overflow.get(&cluster).copied().unwrap_or(0)))
     }
 }
 
@@ -154,6 +218,27 @@ mod tests {
         assert_eq!(tally.count(cluster), 120_000 + (1 << 40));
         assert_eq!(tally.count(HostCluster(40_001)), 0);
         assert!(!tally.has_conflict(cluster));
+    }
+
+    #[test]
+    fn a_run_counts_for_its_suspects_and_for_nobody_else() {
+        let asked = [30_000, 32_703, 32_704, 32_767, 32_768, 32_900, 70_000];
+        let (runs, singles) = (Tally::new(&suspects(&asked)), Tally::new(&suspects(&asked)));
+        let run = ClusterRange {
+            start: HostCluster(32_703),
+            count: 197,
+        };
+        runs.add_run(run, 2, Identity::Guest(7));
+        for (cluster, guest_cluster) in run.clusters().zip(7..) {
+            singles.add(cluster, 2, Identity::Guest(guest_cluster));
+        }
+        let counts = |tally: &Tally| asked.map(|cluster| tally.count(HostCluster(cluster)));
+        assert_eq!(counts(&runs), [0, 2, 2, 2, 2, 0, 0]);
+        assert_eq!(counts(&singles), counts(&runs));
+        runs.add(HostCluster(32_768), 1, Identity::Guest(7 + 65));
+        assert!(!runs.has_conflict(HostCluster(32_768)));
+        runs.add(HostCluster(32_768), 1, Identity::Guest(7));
+        assert!(runs.has_conflict(HostCluster(32_768)));
     }
 
     #[test]

@@ -141,6 +141,37 @@ impl<F: FnMut(Mapped)> Entries for OneByOne<F> {
     }
 }
 
+/// Tells only of standard clusters of the file, in runs.
+struct StandardRuns<F>(F);
+
+impl<F: FnMut(Run)> Entries for StandardRuns<F> {
+    fn run(&mut self, run: Run) {
+        (self.0)(run);
+    }
+
+    fn compressed(&mut self, _entry: CompressedEntry) {}
+
+    fn compressed_chunk(&mut self, _guest_cluster: u64, _words: &[u64; CHUNK]) -> bool {
+        true
+    }
+
+    fn other(&mut self, mapped: Mapped) {
+        if let Target::Standard {
+            cluster: Ok(cluster),
+            copied,
+            ..
+        } = mapped.target
+        {
+            (self.0)(Run {
+                index: mapped.index,
+                guest_cluster: mapped.guest_cluster,
+                clusters: ClusterRange::one(cluster),
+                copied,
+            });
+        }
+    }
+}
+
 /// How many of a table's entries are what.
 #[derive(Default)]
 struct TableTally {
@@ -199,6 +230,11 @@ impl Rules {
                 each,
             },
         );
+    }
+
+    /// Calls `each` for the standard clusters of the file that a table maps, in runs.
+    pub(crate) fn walk_standard(&self, item: &L2Item, bytes: &[u8], each: impl FnMut(Run)) {
+        self.walk_runs(item, bytes, None, &mut StandardRuns(each));
     }
 
     /// As [`walk_table`](Self::walk_table), with ordinary entries that follow one another told as runs.

@@ -148,15 +148,12 @@ impl<S: Storage> Repair<'_, '_, S> {
             known.insert(cluster);
         }
         let differences = self.examination.differences();
-        let is_right = |cluster: HostCluster| {
-            let found = differences.binary_search_by_key(&cluster, |known| known.cluster);
-            match found.ok().and_then(|at| differences.get(at)) {
-                Some(difference) => {
-                    let expected = u64::from(known.contains(cluster));
-                    difference.stored == Some(1) && difference.expected == expected
-                }
-                None => known.contains(cluster),
+        let is_right = |cluster: HostCluster| match differences.get(cluster) {
+            Some(difference) => {
+                let expected = u64::from(known.contains(cluster));
+                difference.stored == Some(1) && difference.expected == expected
             }
+            None => known.contains(cluster),
         };
         let seen = ClusterSet::new();
         let bitmaps = directory.listed.iter().flat_map(|bitmap| &bitmap.claims);

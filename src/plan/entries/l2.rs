@@ -64,7 +64,7 @@ fn settle_claims(grounds: &Grounds<'_>, claims: &[CompressedClaim], outcome: &mu
     for cluster in claims.iter().flat_map(|claim| claim.clusters.clusters()) {
         spare.insert(cluster, 0);
     }
-    for difference in grounds.differences {
+    for difference in grounds.differences.iter() {
         if let Some(spare) = spare.get_mut(&difference.cluster)
             && !difference.has_conflict
         {

@@ -127,7 +127,7 @@ impl Contested {
             beyond: BTreeMap::new(),
         };
         let mut references = 0_u64;
-        for difference in examination.differences() {
+        for difference in examination.differences().iter() {
             let Some(code) = difference.overlap else {
                 continue;
             };

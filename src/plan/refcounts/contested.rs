@@ -28,13 +28,13 @@ pub(super) fn tells_of_leaks<S: Storage>(examination: &Examination<'_, S>) -> bo
         return false;
     }
     let geometry = examination.walk.geometry;
-    let index_of = |known: &Difference| known.cluster.0 / geometry.refcount_block_entries();
+    let index_of = |known: Difference| known.cluster.0 / geometry.refcount_block_entries();
     let blocks = survey.refcount_blocks.iter();
     let contested = blocks.filter(|block| examination.has_conflict(block.cluster));
     let contested: BTreeSet<u64> = contested.map(|block| block.index).collect();
     let differences = examination.differences();
     let is_too_low =
-        |known: &&Difference| !known.has_conflict && known.stored < Some(known.expected);
+        |known: &Difference| !known.has_conflict && known.stored < Some(known.expected);
     let too_low: BTreeSet<u64> = differences
         .iter()
         .filter(is_too_low)

@@ -71,8 +71,7 @@ pub(in crate::plan) fn garbage<S: Storage>(examination: &Examination<'_, S>) -> 
         never_shared.insert(cluster);
         let index = cluster.0 / geometry.refcount_block_entries();
         let testimony = testimonies.entry(index).or_default();
-        let found = differences.binary_search_by_key(&cluster, |known| known.cluster);
-        match found.ok().and_then(|at| differences.get(at)) {
+        match differences.get(cluster) {
             None => testimony.right += 1,
             Some(known) => {
                 testimony.wrong += u64::from(known.stored.is_some());

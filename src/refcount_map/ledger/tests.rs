@@ -177,7 +177,7 @@ fn outcome(counts: &[u64], pay: impl Fn(&Directory<'_>)) -> (Vec<HostCluster>, V
     let suspects: Vec<HostCluster> = ledger
         .suspects()
         .regions()
-        .flat_map(|region| ledger.suspects().clusters_of(region))
+        .flat_map(|region| clusters_of_words(region, ledger.suspects().words_of(region)))
         .collect();
     let left = (FIRST..FIRST + CLUSTERS)
         .map(HostCluster)
