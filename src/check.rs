@@ -26,6 +26,7 @@ pub use digest::metadata_digest;
 pub use verdict::Verdict;
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::OnceLock;
 
 use self::witness::Witnessed;
@@ -88,6 +89,18 @@ pub struct Statistics {
 }
 
 impl Check {
+    /// Takes note that the image could not be looked at once more in the end: that it stayed the same is then not known.
+    pub fn not_seen_again(&mut self, error: &io::Error) {
+        let detail = format!("whether the image changed while it was read is not known: {error}");
+        self.coverage.push(Gap {
+            place: Place::File,
+            kind: GapKind::Unreadable,
+            detail,
+        });
+        self.statistics.image_end_offset = 0;
+        self.verdict = Verdict::Unreadable;
+    }
+
     /// Judges anew, after something was added to the findings or the coverage.
     pub(crate) fn reconsider(&mut self, has_geometry: bool) {
         self.verdict = verdict::judge(has_geometry, &self.findings, &self.coverage);
@@ -128,15 +141,19 @@ pub(crate) fn examine<'a, S: Storage>(
         walk::header_alone(image, &mut notes);
         return Err(Box::new(notes));
     };
+    let lost_before = image.lost_reads();
     let mut survey = walk::survey(walk, &mut notes);
     let max_bytes = options.max_memory_bytes.unwrap_or(u64::MAX);
     let max_bytes = max_bytes.saturating_sub(survey.bytes());
     let (ledger, settled) = passes::settle_in_passes(walk, &mut survey, max_bytes, &mut notes);
     let witnessed = witness::name_suspects(walk, &survey, &ledger, &mut notes);
+    notes.coverage.own_up(&lost_before, image.lost_reads());
     compare::compare(walk, &survey, &ledger, &witnessed, &mut notes);
     owners::name_owners(walk, &survey, ledger.suspects(), &witnessed, &mut notes);
     let last_cluster = settled.last_cluster;
-    note_file_end(walk, options, last_cluster, &mut notes);
+    if notes.coverage.failure_count() == 0 {
+        note_file_end(walk, options, last_cluster, &mut notes);
+    }
     if settled.truncated_clusters > 0 {
         notes.push(
             Finding::new(Code::FileTruncated, Place::File).detail(format!(
@@ -145,6 +162,7 @@ pub(crate) fn examine<'a, S: Storage>(
             )),
         );
     }
+    notes.coverage.own_up(&lost_before, image.lost_reads());
     // Volumes are shrunk to this number: where something was not read, there is none.
     let is_exact = notes.coverage.failure_count() == 0;
     let statistics = Statistics {
@@ -245,9 +263,11 @@ pub fn host_owners<S: Storage>(
         return None;
     }
     let cluster = walk.geometry.cluster_at(offset);
+    let lost_before = image.lost_reads();
     let survey = walk::survey(walk, &mut notes);
     let stored = stored::stored_count(walk, &survey, cluster);
     let (expected, owners) = owners::owners_of(walk, &survey, cluster, &mut notes);
+    notes.coverage.own_up(&lost_before, image.lost_reads());
     Some(HostAnswer {
         cluster: ClusterRange::one(cluster),
         stored,

@@ -3,7 +3,7 @@
 //! Comes in: a gap for everything that was alleged but not walked. Goes out: [`Coverage`]; only one without gaps lets a
 //! plan lower a refcount. Never here: a finding.
 
-use crate::qcow2::Place;
+use crate::qcow2::{HostOffset, Place};
 
 /// Gaps that are kept; further ones are only counted.
 const KEPT_GAPS: usize = 100;
@@ -17,6 +17,8 @@ pub enum GapKind {
     RefusedClaim,
     /// Its meaning is not known for sure.
     UnknownMeaning,
+    /// There is no way to read it here: it is in another file, or packed in a way nobody here knows.
+    OutOfReach,
     /// It is more than qfsck is willing to walk in any honest image.
     WorkLimit,
     /// The check was told to stop.
@@ -30,6 +32,7 @@ impl GapKind {
             Self::Unreadable => "unreadable",
             Self::RefusedClaim => "refused-claim",
             Self::UnknownMeaning => "unknown-meaning",
+            Self::OutOfReach => "out-of-reach",
             Self::WorkLimit => "work-limit",
             Self::Stopped => "stopped",
         }
@@ -37,7 +40,10 @@ impl GapKind {
 
     /// Whether the check could not do its job, as opposed to the image not letting it.
     pub fn is_failure(self) -> bool {
-        matches!(self, Self::Unreadable | Self::WorkLimit | Self::Stopped)
+        matches!(
+            self,
+            Self::Unreadable | Self::OutOfReach | Self::WorkLimit | Self::Stopped
+        )
     }
 }
 
@@ -50,6 +56,14 @@ pub struct Gap {
     pub kind: GapKind,
     /// What the system or the walk said.
     pub detail: String,
+}
+
+/// Reads that failed and were not made good, whoever asked for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LostReads {
+    pub(crate) count: u64,
+    /// Where the last one was, and what the system said.
+    pub(crate) last: Option<(HostOffset, String)>,
 }
 
 /// All gaps of a check.
@@ -106,6 +120,30 @@ impl Coverage {
         self.is_stopped |= gap.kind == GapKind::Stopped;
         if self.gaps.len() < KEPT_GAPS {
             self.gaps.push(gap);
+        }
+    }
+
+    /// Adds failures of a second look at the same structures, unless the first look has them already.
+    pub(crate) fn append_new_failures(&mut self, later: Self) {
+        for gap in later.gaps {
+            let is_known = |known: &Gap| (known.place, known.kind) == (gap.place, gap.kind);
+            if gap.kind.is_failure() && !self.gaps.iter().any(is_known) {
+                self.push(gap);
+            }
+        }
+    }
+
+    /// Says that reads failed, where nothing says so yet: no failure shall be forgotten because nobody minded it.
+    pub(crate) fn own_up(&mut self, before: &LostReads, now: LostReads) {
+        if now.count > before.count
+            && self.unreadable_count == 0
+            && let Some((offset, error)) = now.last
+        {
+            self.push(Gap {
+                place: Place::File,
+                kind: GapKind::Unreadable,
+                detail: format!("a read at byte {offset} failed: {error}"),
+            });
         }
     }
 

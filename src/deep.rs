@@ -38,8 +38,10 @@ pub fn deep_read<S: Storage>(image: &Image<S>, check: &mut Check, progress: &Pro
         progress,
         data_file_bytes: None,
     };
-    // What there is to say of the small structures the check has said.
-    let survey = walk::survey(walk, &mut Notes::default());
+    let lost_before = image.lost_reads();
+    // What there is to say of the small structures the check has said, unless they cannot be read any more.
+    let mut again = Notes::default();
+    let survey = walk::survey(walk, &mut again);
     let mut notes = Notes::default();
     key_slots::judge_key_slots(walk, &mut notes);
     bitmap_tails::judge_bitmap_tails(walk, &mut notes);
@@ -48,7 +50,7 @@ pub fn deep_read<S: Storage>(image: &Image<S>, check: &mut Check, progress: &Pro
     if image.header().has_data_file() {
         notes.gap(Gap {
             place: Place::File,
-            kind: GapKind::UnknownMeaning,
+            kind: GapKind::OutOfReach,
             detail: "the external data file was not opened, so its data was not read".to_owned(),
         });
     }
@@ -57,6 +59,8 @@ pub fn deep_read<S: Storage>(image: &Image<S>, check: &mut Check, progress: &Pro
     }
     check.findings.append(notes.findings);
     check.coverage.append(notes.coverage);
+    check.coverage.append_new_failures(again.coverage);
+    check.coverage.own_up(&lost_before, image.lost_reads());
     check.reconsider(true);
 }
 
@@ -93,6 +97,8 @@ where
     T: Send,
     F: Fn(&mut T, &L2Item, Mapped) + Sync,
 {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         let Self {
             rules,

@@ -5,7 +5,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
+use crate::coverage::LostReads;
 use crate::error::Error;
 use crate::qcow2::{
     ExtensionArea, Geometry, Header, HostCluster, HostOffset, V2_HEADER_BYTES, V3_HEADER_BYTES,
@@ -26,6 +28,7 @@ pub struct Image<S> {
     header_bytes: Vec<u8>,
     extensions: ExtensionArea,
     geometry: Option<Geometry>,
+    lost: Mutex<LostReads>,
 }
 
 impl<S: Storage> Image<S> {
@@ -52,6 +55,7 @@ impl<S: Storage> Image<S> {
             header_bytes,
             extensions,
             geometry,
+            lost: Mutex::default(),
         })
     }
 
@@ -102,7 +106,24 @@ impl<S: Storage> Image<S> {
 
     /// Reads bytes from `offset` on; bytes past the end read as zero.
     pub(crate) fn read_into(&self, offset: HostOffset, buffer: &mut [u8]) -> io::Result<()> {
-        self.storage.read_at(offset.0, buffer)
+        let read = self.storage.read_at(offset.0, buffer);
+        if let Err(error) = &read
+            // A lock is only poisoned by a panic, which ends the run.
+            && let Ok(mut lost) = self.lost.lock()
+        {
+            lost.count += 1;
+            lost.last = Some((offset, error.to_string()));
+        }
+        read
+    }
+
+    /// What reading has failed so far. Whoever draws conclusions from what it read looks here at the end: a failure that
+    /// nobody minded at its place must not look like an answer.
+    pub(crate) fn lost_reads(&self) -> LostReads {
+        self.lost
+            .lock()
+            .map(|lost| lost.clone())
+            .unwrap_or_default()
     }
 
     /// Reads clusters from `first` on.
@@ -113,6 +134,16 @@ impl<S: Storage> Image<S> {
         buffer: &mut [u8],
     ) -> io::Result<()> {
         self.read_into(geometry.offset_of(first), buffer)
+    }
+
+    /// Reads clusters from `first` on, where a failure is no loss: they are then read again, one by one.
+    pub(crate) fn attempt_clusters(
+        &self,
+        geometry: Geometry,
+        first: HostCluster,
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
+        self.storage.read_at(geometry.offset_of(first).0, buffer)
     }
 
     /// Whether the header on disk is still the one this image was opened with.

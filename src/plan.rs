@@ -38,11 +38,12 @@ use std::io;
 use std::path::Path;
 
 use crate::check::{Check, Examination, Options, check, examine};
+use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::finding::Code;
 use crate::image::Image;
 use crate::progress::Progress;
-use crate::qcow2::{ClusterRange, HostCluster};
+use crate::qcow2::{ClusterRange, HostCluster, HostOffset};
 use crate::storage::Storage;
 
 use changes::Changes;
@@ -324,6 +325,7 @@ fn attempt<S: Storage>(
             return nothing(original, check, withheld);
         }
         draft.refuse_failed_reads()?;
+        refuse_gaps(&image, &examination.notes.coverage)?;
         draft.notes().remember(&examination).map_err(read)?;
         let before = before.get_or_insert_with(|| examination.to_check());
         if let Some(withheld) = evidence::forbidden(&examination) {
@@ -378,6 +380,22 @@ fn unread<S: Storage>(examination: &Examination<'_, S>, is_first: bool) -> Optio
         return Some(UNREADABLE);
     }
     coverage.is_stopped().then_some(STOPPED)
+}
+
+/// A read that failed in a later look at an image that could be read, even if another try made it good: a plan that goes
+/// on from there would be another plan.
+fn refuse_gaps<S: Storage>(image: &Image<S>, coverage: &Coverage) -> Result<(), Error> {
+    if coverage.unreadable_count() == 0 {
+        return Ok(());
+    }
+    let lost = image.lost_reads().last;
+    let unknown = || (HostOffset(0), "it gave other bytes than before".to_owned());
+    let (offset, why) = lost.unwrap_or_else(unknown);
+    Err(Error::Read {
+        path: image.path().to_owned(),
+        offset: offset.0,
+        source: io::Error::other(why),
+    })
 }
 
 /// What a pass makes of an examination.

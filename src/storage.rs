@@ -31,6 +31,11 @@ pub trait Storage: Sync {
         Ok((offset < self.length_bytes()?).then_some(offset))
     }
 
+    /// How many bytes are really stored: what lies in holes is not. Where nobody knows, all of them.
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.length_bytes()
+    }
+
     /// Says that a range is read soon, so that it may be on its way. Nothing depends on it.
     fn will_read(&self, _offset: u64, _bytes: u64) {}
 }
@@ -97,6 +102,14 @@ impl<S: Storage + ?Sized> Storage for &S {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         (**self).next_data(offset)
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        (**self).allocated_bytes()
+    }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        (**self).will_read(offset, bytes);
     }
 }
 

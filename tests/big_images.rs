@@ -3,12 +3,16 @@
 //!
 //! Comes in: every case, at a scale that takes a blink. Never here: time.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
-use qfsck::{Image, ImageFile, Options, Progress, Severity, Sharing, Verdict};
+use qfsck::{Check, Image, ImageFile, Options, Progress, Severity, Sharing, Storage, Verdict};
+use rayon::ThreadPoolBuilder;
 use tempfile::TempDir;
 
 use crate::support::big_images::{CASES, Case, Damage, Layout, Scale};
@@ -32,11 +36,11 @@ fn written(case: &Case, scale: Scale) -> (TempDir, Layout, std::path::PathBuf) {
     (directory, layout, path)
 }
 
-fn checked(path: &Path) -> qfsck::Check {
+fn checked(path: &Path) -> Check {
     checked_within(path, None)
 }
 
-fn checked_within(path: &Path, max_memory_bytes: Option<u64>) -> qfsck::Check {
+fn checked_within(path: &Path, max_memory_bytes: Option<u64>) -> Check {
     let file = ImageFile::open(path, Sharing::Protected).expect("a file");
     let image = Image::open(file, path).expect("an image");
     let options = Options {
@@ -72,6 +76,118 @@ fn several_passes_in_little_memory_find_the_same() {
             assert!(divided == whole, "{name} within {max_memory_bytes} bytes");
         }
     }
+}
+
+/// A disk with sectors that cannot be read, from the so-manieth read on.
+struct Failing<'a> {
+    file: &'a ImageFile,
+    bad: &'a [u64],
+    from: usize,
+    reads: &'a Mutex<Vec<u64>>,
+}
+
+impl Storage for Failing<'_> {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.file.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let read = {
+            let mut reads = self.reads.lock().expect("nobody panics with it");
+            reads.push(offset);
+            reads.len()
+        };
+        let end = offset + buffer.len() as u64;
+        let is_bad = self.bad.iter().any(|bad| (offset..end).contains(bad));
+        if is_bad && read > self.from {
+            return Err(io::Error::other("bad sector"));
+        }
+        self.file.read_at(offset, buffer)
+    }
+}
+
+/// What a check of a failing disk finds, and the places it read.
+fn checked_failing(path: &Path, bad: &[u64], from: usize, max: Option<u64>) -> (Check, Vec<u64>) {
+    let file = ImageFile::open(path, Sharing::Protected).expect("a file");
+    let reads = Mutex::new(Vec::new());
+    let disk = Failing {
+        file: &file,
+        bad,
+        from,
+        reads: &reads,
+    };
+    let options = Options {
+        max_memory_bytes: max,
+        ..Options::default()
+    };
+    let pool = ThreadPoolBuilder::new().num_threads(1).build();
+    let check = pool.expect("a thread").install(|| {
+        let image = Image::open(&disk, path).expect("the header can be read");
+        qfsck::check(&image, options, &Progress::default())
+    });
+    (check, reads.into_inner().expect("nobody panicked with it"))
+}
+
+/// The gaps, whatever their order: each pass comes to some of them.
+fn gaps(check: &Check) -> BTreeSet<String> {
+    let gaps = check.coverage.gaps().iter();
+    gaps.map(|gap| format!("{gap:?}")).collect()
+}
+
+#[test]
+fn several_passes_over_what_cannot_be_read_find_and_miss_the_same() {
+    let mut compared = 0;
+    for (name, divisor) in [("16gib-512b", 256), ("snapshots-50", 8)] {
+        let case = CASES.iter().find(|case| case.name == name).expect(name);
+        let (_directory, _, path) = written(case, Scale { divisor });
+        let (_, places) = checked_failing(&path, &[], 0, None);
+        let places: BTreeSet<u64> = places.into_iter().filter(|place| *place > 0).collect();
+        let places: Vec<u64> = places.into_iter().collect();
+        for step in [1, 4] {
+            // One place, or several far apart.
+            let every = (places.len() / step).max(1);
+            let bad: Vec<u64> = places
+                .iter()
+                .copied()
+                .skip(every / 2)
+                .step_by(every)
+                .collect();
+            let (whole, _) = checked_failing(&path, &bad, 0, None);
+            assert!(whole.coverage.unreadable_count() > 0, "{name} {bad:x?}");
+            let (divided, _) = checked_failing(&path, &bad, 0, Some(0));
+            let about = format!("{name}, {bad:x?}");
+            assert!(divided.findings == whole.findings, "{about}");
+            assert_eq!(gaps(&divided), gaps(&whole), "{about}");
+            assert_eq!(
+                divided.coverage.gap_count(),
+                whole.coverage.gap_count(),
+                "{about}"
+            );
+            assert_eq!(divided.statistics, whole.statistics, "{about}");
+            assert_eq!(divided.verdict, whole.verdict, "{about}");
+            compared += 1;
+        }
+    }
+    println!("{compared} checks in several passes compared with one pass");
+}
+
+#[test]
+fn what_fails_in_a_later_pass_only_is_a_gap_too() {
+    let case = CASES.iter().find(|case| case.name == "16gib-512b");
+    let (_directory, _, path) = written(case.expect("the case"), Scale { divisor: 256 });
+    let (whole, once) = checked_failing(&path, &[], 0, None);
+    let (_, places) = checked_failing(&path, &[], 0, Some(0));
+    assert!(places.len() > once.len(), "it takes no second pass");
+    assert_eq!(whole.verdict, Verdict::Clean);
+    let mut faults = 0;
+    for at in (1..places.len()).step_by(places.len() / 20) {
+        let (check, _) = checked_failing(&path, &places[at..=at], at, Some(0));
+        assert!(check.coverage.unreadable_count() > 0, "read {at}");
+        assert_eq!(check.verdict, Verdict::Unreadable, "read {at}");
+        assert_eq!(check.findings.totals().count(), 0, "read {at}");
+        faults += 1;
+    }
+    println!("{faults} reads failed from some pass on");
 }
 
 #[test]

@@ -24,6 +24,8 @@
 //! | `untrusted` | the gate for uploads: its exit codes, and that it opens nothing an image names |
 //! | `answers` | `owner` and `explain` |
 //! | `footprint` | what a run opens, and leaves untouched |
+//! | `hostile` | images made to cost as much as can be: memory, time, output, growth |
+//! | `isolated` | threads that read images have given up their rights |
 
 #![expect(
     clippy::indexing_slicing,
@@ -34,7 +36,9 @@ mod answers;
 mod documents;
 mod exit_codes;
 mod footprint;
+mod hostile;
 mod interruption;
+mod isolated;
 mod locks;
 mod names;
 mod not_images;

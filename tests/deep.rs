@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use qfsck::{
-    Check, Code, Finding, Image, Options, OwnerKind, Progress, Storage, Verdict, deep_read,
+    Check, Code, Finding, GapKind, Image, Options, OwnerKind, Progress, Storage, Verdict, deep_read,
 };
 use tempfile::TempDir;
 
@@ -305,6 +305,91 @@ fn holes_are_not_read() {
     deep(storage);
     let read = sparse.read.load(std::sync::atomic::Ordering::Relaxed);
     assert!(read <= 16 << 16, "{read} bytes of a hole were read");
+}
+
+#[test]
+fn data_in_another_file_is_not_called_clean_by_a_deep_read() {
+    let forge = Forge::new().data_file(Some("data.raw"));
+    let image = forge.data(0).data(9000).build();
+    let opened = Image::open(image.bytes.as_slice(), Path::new("image")).expect("an image");
+    let check = qfsck::check(&opened, Options::default(), &Progress::default());
+    assert_eq!(check.verdict, Verdict::Clean);
+    let check = deep(image.bytes.as_slice());
+    assert_eq!(check.verdict, Verdict::Unreadable);
+    let kinds: Vec<_> = check.coverage.gaps().iter().map(|gap| gap.kind).collect();
+    assert_eq!(kinds, [GapKind::OutOfReach]);
+}
+
+/// A disk that counts what is read of it.
+struct Counting {
+    bytes: Vec<u8>,
+    read: std::sync::atomic::AtomicU64,
+}
+
+impl Storage for Counting {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.bytes.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let order = std::sync::atomic::Ordering::Relaxed;
+        self.read.fetch_add(buffer.len() as u64, order);
+        self.bytes.read_at(offset, buffer)
+    }
+}
+
+/// An image with a whole table of entries for compressed data at offsets of one's choice, and how much was read of it.
+fn with_entries(word: impl Fn(u64) -> u64) -> (Check, u64) {
+    let forge = Forge::new().cluster_bits(16).size(1 << 30);
+    let mut noise = Random::new(SEED);
+    let stream: Vec<u8> = (0..60_000)
+        .map(|_| noise.next_u64().to_be_bytes()[0])
+        .collect();
+    let forge = forge.compressed_bytes(0, &stream);
+    let mut image = (8192..8200).fold(forge, Forge::data).build();
+    let base = image.u64_at(image.l2_entry(Tree::Active, 0)) & ((1 << 54) - 1);
+    for guest in 0..8192 {
+        let entry = image.l2_entry(Tree::Active, guest);
+        image.put_u64(entry, 1 << 62 | (base + word(guest)));
+    }
+    let counting = Counting {
+        bytes: image.bytes,
+        read: 0.into(),
+    };
+    let check = deep(&counting);
+    (check, counting.read.into_inner())
+}
+
+#[test]
+fn entries_that_name_the_same_bytes_over_and_over_are_no_endless_work() {
+    // 8192 extents of 64 KiB, each a byte farther on than the one before: 512 MiB in a file of less than one.
+    let (check, read) = with_entries(|guest| 127 << 54 | guest);
+    assert!(read < 80 << 20, "{read} bytes were read");
+    assert_eq!(check.verdict, Verdict::Unreadable);
+    let kinds: Vec<_> = check.coverage.gaps().iter().map(|gap| gap.kind).collect();
+    assert_eq!(kinds, [GapKind::WorkLimit]);
+    // One extent, named by all, is one piece of work.
+    let (check, read) = with_entries(|_| 127 << 54);
+    assert!(read < 8 << 20, "{read} bytes were read");
+    assert_eq!(check.coverage.gap_count(), 0);
+    assert_eq!(
+        check.findings.total_of(Code::CompressedDataInvalid).count,
+        8192
+    );
+}
+
+#[test]
+fn many_small_streams_in_each_sector_are_all_unpacked() {
+    let forge = Forge::new().cluster_bits(9).size(64 << 20);
+    let good = packed(512);
+    let forge = (0..100_000).fold(forge, |forge, guest| forge.compressed_bytes(guest, &good));
+    let image = forge.compressed_bytes(100_000, b"\xff\xff\xff\xff").build();
+    let check = deep(image.bytes.as_slice());
+    assert_eq!(check.coverage.gap_count(), 0);
+    assert_eq!(
+        check.findings.total_of(Code::CompressedDataInvalid).count,
+        1
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | `compatibility` | where `qemu-img check` says something else is what the document says |
 //! | `policy` | what a gate for images from strangers turns away, and what passes |
 //! | `deep` | compressed data, key slots, bitmap tails, unreadable ranges, beside what QEMU can read |
+//! | `faults` | whatever read fails, or lies, a check ends and says what it did not see |
 //! | `storage` | more than 2^31 clusters; each L2 table is read once |
 //! | `json` | every key of the JSON is documented |
 //! | `plan` | what a repair would do to every image of the corpus |
@@ -31,6 +32,7 @@ mod corpus;
 mod crash;
 mod damage;
 mod deep;
+mod faults;
 mod json;
 mod law;
 mod oracle;

@@ -11,6 +11,7 @@
 //! | `attack` | damages that once made a repair lose what could have been saved |
 //! | `better` | a plan is refused for nothing that is harmless, and left whole for nothing that is not |
 //! | `binary` | the real binary, with its system calls in somebody else's hands |
+//! | `check_faults` | a check whose system calls fail ends with the right exit code |
 //! | `killed` | the program may end at any write or sync, of a repair and of an undo |
 //! | `faults` | disks that fail, are full or read-only: clear words, and a way back |
 //! | `short_io` | reads and writes that do less than they were asked to |
@@ -31,6 +32,7 @@ mod attack;
 mod better;
 mod binary;
 mod bitmaps;
+mod check_faults;
 mod compressed;
 mod content;
 mod entries;

@@ -5,6 +5,17 @@ use std::time::Duration;
 
 use crate::big_images::{CASES, Case, Scale};
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Checks.
+    Check,
+    /// Repairs.
+    Repair,
+    /// How the cost of a check grows, without a peer.
+    Growth,
+}
+
 /// What the command line asks for.
 pub(crate) struct Arguments {
     pub(crate) cases: Vec<&'static Case>,
@@ -17,10 +28,7 @@ pub(crate) struct Arguments {
     /// How long `qemu-img` may take, once; what it took until then counts as "at least".
     pub(crate) peer_limit: Duration,
     pub(crate) markdown: bool,
-    /// Repairs are measured, not checks.
-    pub(crate) repair: bool,
-    /// How the cost grows is measured, without a peer.
-    pub(crate) growth: bool,
+    pub(crate) what: What,
     pub(crate) qfsck: PathBuf,
     /// More arguments for `qfsck check`.
     pub(crate) more_for_qfsck: Vec<String>,
@@ -36,8 +44,7 @@ impl Arguments {
             keep: false,
             peer_limit: Duration::from_secs(60),
             markdown: false,
-            repair: false,
-            growth: false,
+            what: What::Check,
             qfsck: PathBuf::from(env!("CARGO_BIN_EXE_qfsck")),
             more_for_qfsck: Vec::new(),
         };
@@ -56,8 +63,8 @@ impl Arguments {
                     arguments.peer_limit = Duration::from_secs(seconds as u64);
                 }
                 "--markdown" => arguments.markdown = true,
-                "--repair" => arguments.repair = true,
-                "--growth" => arguments.growth = true,
+                "--repair" => arguments.what = What::Repair,
+                "--growth" => arguments.what = What::Growth,
                 "--qfsck" => arguments.qfsck = PathBuf::from(value()?),
                 "--jobs" => {
                     let jobs = ["--jobs".into(), value()?.clone()];

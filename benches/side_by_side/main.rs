@@ -39,7 +39,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, usage};
+use arguments::{Arguments, What, usage};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -60,7 +60,7 @@ fn run(words: &[String]) -> Result<(), String> {
         _ => {}
     }
     let arguments = Arguments::parse(words)?;
-    if arguments.growth {
+    if arguments.what == What::Growth {
         println!("{}", growth::run(&arguments)?);
         return Ok(());
     }
@@ -71,7 +71,7 @@ fn run(words: &[String]) -> Result<(), String> {
     let mut rows = Vec::new();
     for case in &arguments.cases {
         eprintln!("{}: {}", case.name, case.title);
-        rows.push(if arguments.repair {
+        rows.push(if arguments.what == What::Repair {
             repair_run::run(case, &arguments)?
         } else {
             case_run::run(case, &arguments)?

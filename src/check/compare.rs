@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::differences::{DifferenceRun, Differences};
 use super::stored::RegionCounts;
 use super::witness::Witnessed;
-use crate::finding::{Code, Finding, Findings};
+use crate::coverage::{Gap, GapKind};
+use crate::finding::{Code, Finding, Findings, Severity};
 use crate::qcow2::{ClusterRange, Geometry, HostCluster, Place};
 use crate::refcount_map::Ledger;
 use crate::storage::Storage;
@@ -25,6 +26,8 @@ struct Account {
     stored: Option<u64>,
     expected: u64,
     sharing: Sharing,
+    /// The first look found it unsettled, the second finds nothing: both cannot be true of the same bytes.
+    is_at_odds: bool,
 }
 
 impl Account {
@@ -75,18 +78,28 @@ pub(super) fn compare<S: Storage>(
         // A table nobody read may refer to anything: what nothing else refers to is then no leak.
         sees_all_references: notes.coverage.failure_count() == 0,
     };
+    let mut contradicts_itself = false;
     // Each part keeps as many findings as all together may: few parts at a time.
     for regions in ledger.unsettled_regions().chunks(REGIONS_AT_ONCE) {
-        let parts: Vec<Findings> = regions
+        let parts: Vec<(Findings, bool)> = regions
             .par_iter()
             .map(|&region| {
                 let stored = RegionCounts::read(walk, survey, region);
                 compare_region(&judge, &stored, ledger, witnessed, region)
             })
             .collect();
-        for part in parts {
+        for (part, is_at_odds) in parts {
             notes.findings.append(part);
+            contradicts_itself |= is_at_odds;
         }
+    }
+    // Beside other damage a cluster can be suspect for more reasons, and nobody takes the image for a clean one.
+    if contradicts_itself && notes.findings.count_of(Severity::Corruption) == 0 {
+        notes.gap(Gap {
+            place: Place::File,
+            kind: GapKind::Unreadable,
+            detail: "the disk gave other bytes when it was read again".to_owned(),
+        });
     }
 }
 
@@ -96,12 +109,14 @@ fn compare_region(
     ledger: &Ledger,
     witnessed: &Witnessed,
     region: u64,
-) -> Findings {
+) -> (Findings, bool) {
     let mut findings = Findings::default();
+    let mut is_at_odds = false;
     for_each_account(stored, ledger, witnessed, region, |account| {
         judge.judge(account, &mut findings);
+        is_at_odds |= account.is_at_odds;
     });
-    findings
+    (findings, is_at_odds)
 }
 
 /// Every cluster of a region that is suspect or still owes, in runs.
@@ -116,18 +131,23 @@ fn for_each_account(
     let tally = witnessed.tally.of_region(region);
     for cluster in ledger.unsettled_clusters(region) {
         let stored = stored.get(cluster);
-        let (expected, sharing) = if let Some(count) = tally.count(cluster) {
-            (count, sharing(witnessed, cluster))
+        let (expected, sharing, is_at_odds) = if let Some(count) = tally.count(cluster) {
+            let sharing = sharing(witnessed, cluster);
+            // A larger count is also looked at again where nothing is known to be wrong with it.
+            let is_right = stored == Some(count) && count <= 1 && sharing == Sharing::Allowed;
+            (count, sharing, is_right)
         } else {
             let owed = ledger.owed(cluster);
             let expected = stored.unwrap_or(owed).saturating_sub(owed);
-            (expected, Sharing::Allowed)
+            let is_less = stored.is_some_and(|stored| stored < owed);
+            (expected, Sharing::Allowed, is_less)
         };
         let account = Account {
             clusters: ClusterRange::one(cluster),
             stored,
             expected,
             sharing,
+            is_at_odds,
         };
         if open.as_mut().is_some_and(|open| open.absorb(&account)) {
             continue;
@@ -290,6 +310,7 @@ mod tests {
             stored,
             expected,
             sharing,
+            is_at_odds: false,
         };
         judge(sees_all_references).judge(account, &mut findings);
         findings.iter().map(|finding| finding.code.id()).collect()
@@ -317,6 +338,7 @@ mod tests {
             stored: Some(1),
             expected: 0,
             sharing: Sharing::Allowed,
+            is_at_odds: false,
         };
         judge(true).judge(account, &mut findings);
         let found: Vec<_> = findings

@@ -43,7 +43,11 @@ pub(super) fn settle_in_passes<S: Storage>(
         region: 0,
     };
     let mut suspects = ClusterSet::new();
-    let mut first: Option<(Settled, Coverage)> = None;
+    let mut first: Option<Settled> = None;
+    // So far there are only the failures of the survey.
+    let are_all_users_known = notes.coverage.failure_count() == 0;
+    // What could not be read in a pass that is made again.
+    let mut given_up = Coverage::default();
     loop {
         let window = next.window(walk.geometry, survey, max_regions);
         // What does not fit even alone is let in.
@@ -56,30 +60,29 @@ pub(super) fn settle_in_passes<S: Storage>(
         let mut entered = Notes::default();
         let last = enter_stored_counts(walk, survey, window.blocks.clone(), &ledger, &mut entered);
         if ledger.is_over_limit() {
+            given_up.append_new_failures(entered.coverage);
             suspects = ledger.into_known_suspects();
             max_regions /= 2;
             continue;
         }
         notes.append(entered);
         let mut seen = Notes::default();
-        let settled = settle(walk, survey, &ledger, &mut seen);
-        let (mut all, coverage) = match first.take() {
+        let settled = settle(walk, survey, &ledger, are_all_users_known, &mut seen);
+        let mut all = match first.take() {
             None => {
-                let coverage = seen.coverage.clone();
                 notes.append(seen);
-                (settled, coverage)
+                settled
             }
-            Some((mut all, coverage)) => {
+            Some(mut all) => {
                 all.truncated_clusters += settled.truncated_clusters;
                 // The tables' findings are known from the first pass; what only this one could not read is not.
-                if seen.coverage != coverage {
-                    notes.coverage.append(seen.coverage);
-                }
-                (all, coverage)
+                notes.coverage.append_new_failures(seen.coverage);
+                all
             }
         };
         all.last_cluster = all.last_cluster.max(last);
         if window.regions.end == u64::MAX {
+            notes.coverage.append_new_failures(given_up);
             return (ledger, all);
         }
         suspects = ledger.into_suspects();
@@ -87,7 +90,7 @@ pub(super) fn settle_in_passes<S: Storage>(
             block: window.blocks.end,
             region: window.regions.end,
         };
-        first = Some((all, coverage));
+        first = Some(all);
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn settle<S: Storage>(
     walk: Walk<'_, S>,
     survey: &Survey,
     ledger: &Ledger,
+    are_all_users_known: bool,
     notes: &mut Notes,
 ) -> Settled {
     let mut last_referenced = 0;
@@ -43,7 +44,8 @@ pub(super) fn settle<S: Storage>(
     }
     let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
     walk.progress.begin(Phase::Tables, total_bytes);
-    let rules = Rules::new(walk);
+    let mut rules = Rules::new(walk);
+    rules.are_all_users_known = are_all_users_known;
     let last = AtomicU64::new(last_referenced);
     let truncated = AtomicU64::new(0);
     for &cluster in &survey.lost_l2_tables {
@@ -92,6 +94,8 @@ struct Visitor<'a> {
 }
 
 impl GroupVisitor<L2Item> for Visitor<'_> {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         self.pay_for_table(item);
         let mut notes = mem::take(&mut self.notes);

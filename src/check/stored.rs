@@ -33,6 +33,8 @@ struct Visitor<'a> {
 }
 
 impl GroupVisitor<RefcountBlockItem> for Visitor<'_> {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, block: &RefcountBlockItem, bytes: &[u8]) {
         let first = block
             .index

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::owner_runs::OwnerRuns;
 use super::stored::RegionCounts;
-use crate::coverage::Gap;
+use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding, Findings, Owner, OwnerKind};
 use crate::progress::Phase;
 use crate::qcow2::{
@@ -173,7 +173,8 @@ pub(super) fn walk_again<S: Storage>(
     });
     for visitor in visitors {
         owners.append(visitor.owners);
-        notes.append(visitor.notes);
+        notes.findings.append(visitor.notes.findings);
+        notes.coverage.append_new_failures(visitor.notes.coverage);
     }
     owners.sort();
     owners
@@ -197,6 +198,8 @@ struct Visitor<'a> {
 }
 
 impl GroupVisitor<L2Item> for Visitor<'_> {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         self.note_table(item);
         let rules = self.rules;
@@ -211,9 +214,12 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
         );
     }
 
-    fn miss(&mut self, item: &L2Item, _gap: Gap) {
-        // The gap was noted when the table was first read.
+    fn miss(&mut self, item: &L2Item, gap: Gap) {
         self.note_table(item);
+        // Owners without names are no gap, references that are not counted are one.
+        if self.purpose.tally.is_some() || gap.kind != GapKind::Stopped {
+            self.notes.gap(gap);
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Every compressed cluster, unpacked and thrown away.
 //!
 //! Comes in: the L2 tables. Goes out: a finding for each guest range that does not unpack. Never here: an extent twice
-//! because several mappings name it; more entries at once than a fixed number: the tables are read again for the next.
+//! because several mappings name it; more entries at once than a fixed number: the tables are read again for the next;
+//! more work than the bytes that are really there give reason for ([`Budget`]).
 
+use std::io;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
@@ -13,7 +15,9 @@ use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding};
 use crate::image::Image;
 use crate::progress::{Phase, Progress};
-use crate::qcow2::{ClusterRange, CompressedExtent, CompressionType, Geometry, HostCluster, Place};
+use crate::qcow2::{
+    ClusterRange, CompressedExtent, CompressionType, Geometry, HostCluster, Place, SECTOR_BYTES,
+};
 use crate::storage::Storage;
 use crate::walk::l2_table::Target;
 use crate::walk::{Notes, Survey, Walk};
@@ -24,6 +28,11 @@ const KEPT_ENTRIES: usize = 1 << 19;
 const HANDED_OVER: usize = 4096;
 /// Extents one thread unpacks at a time.
 const EXTENTS_AT_ONCE: usize = 16;
+/// Extents, and their bytes, after which the work is added up.
+const ROUND_EXTENTS: usize = 1024;
+const ROUND_BYTES: u64 = 64 << 20;
+/// Work that is always allowed.
+const FREE_BYTES: u64 = 1 << 20;
 
 /// An entry with compressed data; they order as the data lies on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,16 +45,80 @@ struct Entry {
     weight: u64,
 }
 
+/// How much work there may be.
+///
+/// Writers put extents one behind the other, so that an honest image has no more bytes to unpack than it stores. Entries
+/// are smaller than what they can name: a few megabytes of them may name the same bytes over and over, from another first
+/// byte each time. What is unpacked may be twice what is stored where the entries point, and a little; what goes beyond is
+/// a gap of the coverage. The work is added up after each round, so the same is left out with any number of threads.
+struct Budget {
+    stored_bytes: u64,
+    /// Bytes behind the last one that was named so far.
+    end: u64,
+    /// Bytes that were named so far, each counted once.
+    named_bytes: u64,
+    spent_bytes: u64,
+    /// Extents that were left out.
+    left_out: u64,
+}
+
+impl Budget {
+    fn new(stored_bytes: u64) -> Self {
+        Self {
+            stored_bytes,
+            end: 0,
+            named_bytes: 0,
+            spent_bytes: 0,
+            left_out: 0,
+        }
+    }
+
+    /// Whether the next extent on the disk may be unpacked.
+    fn admits(&mut self, extent: CompressedExtent) -> bool {
+        let end = extent.end().0;
+        self.named_bytes += end.saturating_sub(self.end.max(extent.offset.0));
+        self.end = self.end.max(end);
+        let reason_bytes = self.named_bytes.min(self.stored_bytes);
+        let limit_bytes = reason_bytes.saturating_mul(2).saturating_add(FREE_BYTES);
+        let is_admitted = self.spent_bytes <= limit_bytes;
+        self.left_out += u64::from(!is_admitted);
+        is_admitted
+    }
+}
+
 /// What came of an extent.
 enum Outcome {
     Unpacked(Result<(), Defect>),
-    Unread(std::io::Error),
+    Unread(io::Error),
     NotReached,
 }
 
 /// Unpacks every compressed cluster.
 pub(super) fn unpack_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &mut Notes) {
     let compression = walk.image.header().compression_type();
+    let stored_bytes = walk.image.storage().allocated_bytes();
+    // Where the system does not even know a length, there is nothing to be unpacked.
+    let mut budget = Budget::new(stored_bytes.unwrap_or(0));
+    unpack_within(walk, survey, compression, &mut budget, notes);
+    if budget.left_out > 0 {
+        notes.gap(Gap {
+            place: Place::File,
+            kind: GapKind::WorkLimit,
+            detail: format!(
+                "{} pieces of compressed data were not unpacked: they overlap more than any honest image's",
+                budget.left_out
+            ),
+        });
+    }
+}
+
+fn unpack_within<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    compression: CompressionType,
+    budget: &mut Budget,
+    notes: &mut Notes,
+) {
     let mut done = None;
     loop {
         let window = collect(walk, survey, done);
@@ -57,11 +130,11 @@ pub(super) fn unpack_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: 
                 place: Place::Header {
                     field: "compression_type",
                 },
-                kind: GapKind::UnknownMeaning,
+                kind: GapKind::OutOfReach,
                 detail: format!("compressed data of type {number} was not unpacked"),
             });
         }
-        unpack(walk, compression, &window.entries, notes);
+        unpack(walk, compression, &window.entries, budget, notes);
         if !window.is_cut || walk.progress.is_stopped() {
             return;
         }
@@ -137,6 +210,7 @@ fn unpack<S: Storage>(
     walk: Walk<'_, S>,
     compression: CompressionType,
     entries: &[Entry],
+    budget: &mut Budget,
     notes: &mut Notes,
 ) {
     let extents: Vec<&[Entry]> = entries
@@ -146,20 +220,27 @@ fn unpack<S: Storage>(
     walk.progress
         .begin(Phase::Data, extents.iter().map(first).sum());
     let make = || Worker::new(walk, compression);
-    let bad: Vec<Vec<(&[Entry], Outcome)>> = extents
-        .par_chunks(EXTENTS_AT_ONCE)
-        .map_init(make, |worker, extents| {
-            let outcomes = extents
-                .iter()
-                .map(|entries| (*entries, worker.try_one(entries)));
-            outcomes
-                .filter(|(_, outcome)| !matches!(outcome, Outcome::Unpacked(Ok(()))))
-                .collect()
-        })
-        .collect();
+    let mut bad: Vec<(&[Entry], Outcome)> = Vec::new();
+    let mut rest = extents.as_slice();
+    while !rest.is_empty() {
+        let (round, more) = rest.split_at(round_length(rest));
+        rest = more;
+        let admitted: Vec<&[Entry]> = round
+            .iter()
+            .filter(|entries| entries.first().is_some_and(|one| budget.admits(one.extent)))
+            .copied()
+            .collect();
+        let parts: Vec<(u64, Vec<_>)> = admitted
+            .par_chunks(EXTENTS_AT_ONCE)
+            .map_init(make, Worker::try_all)
+            .collect();
+        for (spent_bytes, outcomes) in parts {
+            budget.spent_bytes = budget.spent_bytes.saturating_add(spent_bytes);
+            bad.extend(outcomes);
+        }
+    }
     let mut bad: Vec<(Entry, Outcome)> = bad
         .into_iter()
-        .flatten()
         .flat_map(|(entries, outcome)| entries.iter().map(move |entry| (*entry, outcome.copied())))
         .collect();
     // As a guest counts, so that neighbours become one finding.
@@ -167,6 +248,19 @@ fn unpack<S: Storage>(
     for (entry, outcome) in &bad {
         note(walk.geometry, entry, outcome, notes);
     }
+}
+
+/// How many of the first extents make a round.
+fn round_length(extents: &[&[Entry]]) -> usize {
+    let bytes = |entries: &&[Entry]| entries.first().map_or(0, |entry| entry.extent.bytes());
+    let sums = extents.iter().scan(0_u64, |sum, entries| {
+        *sum = sum.saturating_add(bytes(entries));
+        Some(*sum)
+    });
+    let fitting = sums
+        .take(ROUND_EXTENTS)
+        .take_while(|sum| *sum <= ROUND_BYTES);
+    fitting.count().max(1)
 }
 
 fn note(geometry: Geometry, entry: &Entry, outcome: &Outcome, notes: &mut Notes) {
@@ -211,8 +305,8 @@ impl Outcome {
         match self {
             Self::Unpacked(result) => Self::Unpacked(*result),
             Self::Unread(error) => Self::Unread(match error.raw_os_error() {
-                Some(number) => std::io::Error::from_raw_os_error(number),
-                None => std::io::Error::new(error.kind(), error.to_string()),
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => io::Error::new(error.kind(), error.to_string()),
             }),
             Self::NotReached => Self::NotReached,
         }
@@ -240,24 +334,62 @@ impl<'a, S: Storage> Worker<'a, S> {
         }
     }
 
-    /// Unpacks the extent these entries share.
-    fn try_one(&mut self, entries: &[Entry]) -> Outcome {
-        let Some(entry) = entries.first().filter(|_| !self.progress.is_stopped()) else {
-            return Outcome::NotReached;
-        };
-        // An extent has at most twice the sectors of a cluster: the entry has no more bits for them.
-        let bytes = usize::try_from(entry.extent.bytes()).unwrap_or(0);
-        self.input.resize(bytes, 0);
-        self.progress.advance(entry.extent.bytes());
-        if let Err(error) = self.image.read_into(entry.extent.offset, &mut self.input) {
-            return Outcome::Unread(error);
+    /// Unpacks some extents; gives the work it was, and what is wrong.
+    fn try_all<'b>(&mut self, extents: &[&'b [Entry]]) -> (u64, Vec<(&'b [Entry], Outcome)>) {
+        let mut spent_bytes = 0_u64;
+        let mut bad = Vec::new();
+        for &entries in extents {
+            let (more_bytes, outcome) = self.try_one(entries);
+            spent_bytes = spent_bytes.saturating_add(more_bytes);
+            if !matches!(outcome, Outcome::Unpacked(Ok(()))) {
+                bad.push((entries, outcome));
+            }
         }
-        Outcome::Unpacked(match self.compression {
+        (spent_bytes, bad)
+    }
+
+    /// Unpacks the extent these entries share, and says how many bytes' work that was.
+    fn try_one(&mut self, entries: &[Entry]) -> (u64, Outcome) {
+        let Some(entry) = entries.first().filter(|_| !self.progress.is_stopped()) else {
+            return (0, Outcome::NotReached);
+        };
+        let extent = entry.extent;
+        self.progress.advance(extent.bytes());
+        let is_read = match self.read(extent) {
+            Ok(is_read) => is_read,
+            Err(error) => return (extent.bytes(), Outcome::Unread(error)),
+        };
+        let outcome = Outcome::Unpacked(match self.compression {
             CompressionType::Zstd => self.unpacker.unzstd(&mut self.input),
             CompressionType::Deflate | CompressionType::Unknown(_) => {
                 self.unpacker.inflate(&self.input)
             }
-        })
+        });
+        // The last sector may be the next extent's first one.
+        let whole_bytes = extent.bytes().saturating_sub(SECTOR_BYTES);
+        let spent_bytes = whole_bytes.max(self.unpacker.read_bytes());
+        (u64::from(is_read) * spent_bytes, outcome)
+    }
+
+    /// Reads an extent; `false` where it lies in a hole, of which a few zeros are enough.
+    fn read(&mut self, extent: CompressedExtent) -> io::Result<bool> {
+        let offset = extent.offset.0;
+        let is_hole = match self.image.storage().next_data(offset) {
+            Ok(next) => next.is_none_or(|next| next >= extent.end().0),
+            // Where the system cannot say, everything may be data.
+            Err(_) => false,
+        };
+        // An extent has at most twice the sectors of a cluster: the entry has no more bits for them.
+        let bytes = extent
+            .bytes()
+            .min(if is_hole { SECTOR_BYTES } else { u64::MAX });
+        self.input.clear();
+        self.input.resize(usize::try_from(bytes).unwrap_or(0), 0);
+        if is_hole {
+            return Ok(false);
+        }
+        self.image.read_into(extent.offset, &mut self.input)?;
+        Ok(true)
     }
 }
 

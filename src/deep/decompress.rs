@@ -45,6 +45,8 @@ pub(super) struct Unpacker {
     zstd: FrameDecoder,
     /// A cluster and one byte, which nothing may be written to.
     output: Vec<u8>,
+    /// What the last extent was read of, as far as that matters for the work it was.
+    read_bytes: usize,
 }
 
 impl Unpacker {
@@ -54,7 +56,13 @@ impl Unpacker {
             deflate: Box::default(),
             zstd: FrameDecoder::new(),
             output: vec![0; cluster_bytes.saturating_add(1)],
+            read_bytes: 0,
         }
+    }
+
+    /// How many bytes of the last extent were looked at to unpack it.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.read_bytes as u64
     }
 
     /// Whether the bytes of an extent begin with a deflate stream of exactly one cluster.
@@ -62,7 +70,9 @@ impl Unpacker {
         let cluster_bytes = self.output.len() - 1;
         self.deflate.init();
         let flags = TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-        let (status, _, written) = decompress(&mut self.deflate, input, &mut self.output, 0, flags);
+        let (status, read, written) =
+            decompress(&mut self.deflate, input, &mut self.output, 0, flags);
+        self.read_bytes = read;
         match status {
             TINFLStatus::Done if written == cluster_bytes => Ok(()),
             TINFLStatus::Done if written < cluster_bytes => Err(Defect::Invalid(TOO_SHORT)),
@@ -85,10 +95,12 @@ impl Unpacker {
     pub(super) fn unzstd(&mut self, input: &mut [u8]) -> Result<(), Defect> {
         let mut missing = (self.output.len() - 1) as u64;
         let mut rest = input;
+        self.read_bytes = 0;
         while missing > 0 {
             let frame = FrameStart::decode(rest)?;
             if let FrameStart::Skippable { bytes } = frame {
                 rest = rest.get_mut(bytes..).ok_or(Defect::Invalid(CUT_OFF))?;
+                self.read_bytes += bytes;
                 continue;
             }
             frame.shrink_window(rest)?;
@@ -99,7 +111,11 @@ impl Unpacker {
                     ..
                 }
             );
+            let before = self.read_bytes;
+            // Where a frame breaks is not told: it may be at its end.
+            self.read_bytes += rest.len();
             let (read, written) = self.unzstd_frame(rest, missing, has_length)?;
+            self.read_bytes = before + read;
             missing -= written;
             rest = rest.get_mut(read..).unwrap_or_default();
         }

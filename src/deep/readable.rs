@@ -19,8 +19,8 @@ use crate::storage::Storage;
 use crate::walk::l2_table::{Mapped, Target};
 use crate::walk::{Notes, Survey, Walk};
 
-/// Clusters of one window: 8 MiB of bits.
-const WINDOW_CLUSTERS: u64 = 1 << 26;
+/// Clusters of one window: 4 MiB of bits.
+const WINDOW_CLUSTERS: u64 = 1 << 25;
 /// Bytes read at once.
 const READ_BYTES: u64 = 1 << 20;
 /// Bytes that are tried by themselves where a larger read fails.
@@ -43,6 +43,13 @@ pub(super) fn read_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &m
     let mut runs = Runs::default();
     let mut start = 0;
     while start < walk.geometry.file_clusters() && !walk.progress.is_stopped() {
+        // Windows that are one hole have nothing to read. Where the system cannot say, everything may be data.
+        let offset = start.saturating_mul(walk.geometry.cluster_bytes());
+        match walk.image.storage().next_data(offset) {
+            Ok(None) => break,
+            Ok(Some(next)) => start = start.max(next >> walk.geometry.cluster_bits()),
+            Err(_) => {}
+        }
         let window = Window::collect(walk, survey, start);
         window.read(walk, &mut runs);
         start = start.saturating_add(WINDOW_CLUSTERS);
@@ -100,8 +107,9 @@ impl Window {
     /// Runs of allocated clusters, in order.
     fn runs(&self) -> impl Iterator<Item = ClusterRange> + '_ {
         let bits = (self.start..).step_by(64).zip(&self.words);
-        let clusters = bits.flat_map(|(first, word)| {
-            let word = word.load(Relaxed);
+        let words = bits.map(|(first, word)| (first, word.load(Relaxed)));
+        let used = words.filter(|(_, word)| *word != 0);
+        let clusters = used.flat_map(|(first, word)| {
             (0..64)
                 .filter(move |bit| word >> bit & 1 == 1)
                 .map(move |bit| first + bit)

@@ -344,6 +344,8 @@ struct Visitor<'a> {
 }
 
 impl GroupVisitor<L2Item> for Visitor<'_> {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         if item.trees.active == 0 || self.contested.contains(item.cluster) {
             return;

@@ -248,6 +248,7 @@ impl<'a, S: Storage> Draft<'a, S> {
         let image = Image::open(&self.overlay, self.path)?;
         let check = check(&image, options, progress);
         self.refuse_failed_reads()?;
+        super::refuse_gaps(&image, &check.coverage)?;
         Ok(check)
     }
 

@@ -283,11 +283,11 @@ struct Suspect {
     named: u64,
 }
 
-/// The leaked clusters that may be the only way to live data, in order; or why nobody can look.
-fn suspicious_clusters<S: Storage>(
+/// Clusters counted more often than they are used, and those of them that nothing uses, in order.
+fn overcounted<S: Storage>(
     examination: &Examination<'_, S>,
     draft: &DraftNotes,
-) -> Result<Vec<Suspect>, String> {
+) -> (ClusterSet, Vec<HostCluster>) {
     let geometry = examination.walk.geometry;
     let overcounted = ClusterSet::new();
     let mut leaked = Vec::new();
@@ -301,6 +301,16 @@ fn suspicious_clusters<S: Storage>(
             }
         }
     }
+    (overcounted, leaked)
+}
+
+/// The leaked clusters that may be the only way to live data, in order; or why nobody can look.
+fn suspicious_clusters<S: Storage>(
+    examination: &Examination<'_, S>,
+    draft: &DraftNotes,
+) -> Result<Vec<Suspect>, String> {
+    let geometry = examination.walk.geometry;
+    let (overcounted, leaked) = overcounted(examination, draft);
     if leaked.len() as u64 > MAX_LEAKED_BYTES / geometry.cluster_bytes() {
         return Err(
             "there are too many leaked clusters to look through for lost tables".to_owned(),

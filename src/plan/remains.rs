@@ -121,6 +121,8 @@ struct Unflagged<'a> {
 }
 
 impl GroupVisitor<L2Item> for Unflagged<'_> {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         if item.trees.active == 0 {
             return;

@@ -90,10 +90,10 @@ impl Tally {
             if suspects == 0 {
                 continue;
             }
-            let first_bit = u64::from(suspects.trailing_zeros());
+            let first_bit = suspects.trailing_zeros() as usize;
             let word_start = part.first.0 - slot as u64 % 64;
             // Suspects of a run follow one another in the counters, too.
-            let ranks = region.rank(slot / 64 * 64 + first_bit as usize);
+            let ranks = region.rank(slot / 64 * 64 + first_bit);
             for rank in ranks.into_iter().flat_map(|first| first..) {
                 if suspects == 0 {
                     break;

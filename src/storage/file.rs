@@ -175,6 +175,10 @@ impl Storage for RepairFile {
         self.image.next_data(offset)
     }
 
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        self.image.allocated_bytes()
+    }
+
     fn will_read(&self, offset: u64, bytes: u64) {
         self.image.will_read(offset, bytes);
     }
@@ -280,6 +284,18 @@ impl Storage for ImageFile {
             // Not every file knows its holes.
             Err(_) => Ok(Some(offset)),
         }
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        let length_bytes = self.length_bytes()?;
+        let stored = self.file.metadata()?.blocks().saturating_mul(512);
+        // A device has no blocks of its own, and some file systems keep small files elsewhere, or do not say.
+        let is_known = stored > 0 && !self.is_block_device;
+        Ok(if is_known {
+            stored.min(length_bytes)
+        } else {
+            length_bytes
+        })
     }
 
     fn will_read(&self, offset: u64, bytes: u64) {

@@ -30,6 +30,8 @@ pub(crate) trait Table: Sync {
 
 /// What becomes of the tables of one group.
 pub(crate) trait GroupVisitor<T>: Send {
+    /// There is nothing in a table of zeros to look at: where one lies in a hole of the file, no bytes are given for it.
+    const PASSES_OVER_ZEROS: bool = false;
     /// A table's bytes.
     fn visit(&mut self, table: &T, bytes: &[u8]);
     /// A table that was not read.
@@ -50,13 +52,14 @@ where
     let per_group = usize::try_from(GROUP_BYTES / walk.geometry.cluster_bytes()).unwrap_or(1);
     tables
         .par_chunks(per_group.max(1))
-        .map_init(Vec::new, |buffer, group| {
+        .map_init(Reader::default, |reader, group| {
             let mut visitor = make();
+            reader.hole.is_asked_in_vain = false;
             for batch in batches(walk, group).take_while(|_| !walk.progress.is_stopped()) {
-                announce(walk, batch);
+                reader.announce(walk, batch);
             }
             for batch in batches(walk, group) {
-                read_batch(walk, batch, buffer, &mut visitor);
+                reader.read_batch(walk, batch, &mut visitor);
             }
             visitor
         })
@@ -74,15 +77,6 @@ fn batches<'a, S, T: Table>(walk: Walk<'a, S>, group: &'a [T]) -> impl Iterator<
         rest = more;
         Some(batch)
     })
-}
-
-/// Tells the storage that a batch is read soon.
-fn announce<S: Storage>(walk: Walk<'_, S>, batch: &[impl Table]) {
-    if let (Some(first), Some(last)) = (batch.first(), batch.last()) {
-        let start = walk.geometry.offset_of(first.cluster()).0;
-        let end = walk.geometry.offset_of(last.cluster()).0 + walk.geometry.cluster_bytes();
-        walk.image.storage().will_read(start, end - start);
-    }
 }
 
 /// How many of the first tables lie close enough together to be read at once.
@@ -104,47 +98,124 @@ fn batch_length<S>(walk: Walk<'_, S>, tables: &[impl Table]) -> usize {
     close.count().max(1)
 }
 
-fn read_batch<S: Storage, T: Table>(
-    walk: Walk<'_, S>,
-    batch: &[T],
-    buffer: &mut Vec<u8>,
-    visitor: &mut impl GroupVisitor<T>,
-) {
-    let (Some(first), Some(last)) = (batch.first(), batch.last()) else {
-        return;
-    };
-    if walk.progress.is_stopped() {
+/// What one thread reads with.
+#[derive(Default)]
+struct Reader {
+    buffer: Vec<u8>,
+    hole: Hole,
+}
+
+impl Reader {
+    /// Tells the storage that a batch is read soon.
+    fn announce<S: Storage>(&self, walk: Walk<'_, S>, batch: &[impl Table]) {
+        if let (Some(first), Some(last)) = (batch.first(), batch.last()) {
+            let start = walk.geometry.offset_of(first.cluster()).0;
+            let end = walk.geometry.offset_of(last.cluster()).0 + walk.geometry.cluster_bytes();
+            if !self.hole.has(start, end) {
+                walk.image.storage().will_read(start, end - start);
+            }
+        }
+    }
+
+    /// Reads a batch, or says which of its tables cannot be read.
+    fn read_batch<S: Storage, T: Table, V: GroupVisitor<T>>(
+        &mut self,
+        walk: Walk<'_, S>,
+        batch: &[T],
+        visitor: &mut V,
+    ) {
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else {
+            return;
+        };
+        if walk.progress.is_stopped() {
+            for table in batch {
+                visitor.miss(table, Gap::stopped(table.place()));
+            }
+            return;
+        }
+        let start = first.cluster();
+        let whole_bytes = batch.len() as u64 * walk.geometry.cluster_bytes();
+        let offset = walk.geometry.offset_of(start).0;
+        let end = walk.geometry.offset_of(last.cluster()).0 + walk.geometry.cluster_bytes();
+        if V::PASSES_OVER_ZEROS && self.hole.has(offset, end) {
+            for table in batch {
+                visitor.visit(table, &[]);
+            }
+            return walk.progress.advance(whole_bytes);
+        }
+        let cluster_bytes = usize::try_from(walk.geometry.cluster_bytes()).unwrap_or(0);
+        let clusters = usize::try_from(last.cluster().0 - start.0 + 1).unwrap_or(0);
+        self.buffer.resize(clusters * cluster_bytes, 0);
+        let is_read = self.hole.read(walk, start, &mut self.buffer);
         for table in batch {
-            visitor.miss(table, Gap::stopped(table.place()));
+            let index = usize::try_from(table.cluster().0 - start.0).unwrap_or(0);
+            let span = index * cluster_bytes..(index + 1) * cluster_bytes;
+            let Some(bytes) = self.buffer.get_mut(span) else {
+                continue;
+            };
+            // A failed batch is read again table by table, so that one bad sector costs one table.
+            let retried = if is_read {
+                Ok(())
+            } else {
+                walk.image
+                    .read_clusters(walk.geometry, table.cluster(), bytes)
+            };
+            match retried {
+                Ok(()) => visitor.visit(table, bytes),
+                Err(error) => visitor.miss(table, Gap::unreadable(table.place(), &error)),
+            }
         }
-        return;
+        walk.progress.advance(whole_bytes);
     }
-    let start = first.cluster();
-    let cluster_bytes = usize::try_from(walk.geometry.cluster_bytes()).unwrap_or(0);
-    let clusters = usize::try_from(last.cluster().0 - start.0 + 1).unwrap_or(0);
-    buffer.resize(clusters * cluster_bytes, 0);
-    let is_read = walk
-        .image
-        .read_clusters(walk.geometry, start, buffer)
-        .is_ok();
-    for table in batch {
-        let index = usize::try_from(table.cluster().0 - start.0).unwrap_or(0);
-        let span = index * cluster_bytes..(index + 1) * cluster_bytes;
-        let Some(bytes) = buffer.get_mut(span) else {
-            continue;
-        };
-        // A failed batch is read again table by table, so that one bad sector costs one table.
-        let retried = if is_read {
-            Ok(())
-        } else {
-            walk.image
-                .read_clusters(walk.geometry, table.cluster(), bytes)
-        };
-        match retried {
-            Ok(()) => visitor.visit(table, bytes),
-            Err(error) => visitor.miss(table, Gap::unreadable(table.place(), &error)),
+}
+
+/// What is known of the hole of the file the last tables were in. Most images have no tables in holes, and nobody is asked
+/// about them; a forged one may have millions.
+#[derive(Default)]
+struct Hole {
+    /// Everything from here to the end reads as zero.
+    start: u64,
+    end: u64,
+    /// Zeros that were read turned out to be stored ones: nobody is asked again in this group.
+    is_asked_in_vain: bool,
+}
+
+impl Hole {
+    /// Whether these bytes are known to be zero.
+    fn has(&self, start: u64, end: u64) -> bool {
+        (self.start..=self.end).contains(&start) && end <= self.end
+    }
+
+    /// Reads clusters, or knows that they are zero; says whether that succeeded.
+    fn read<S: Storage>(
+        &mut self,
+        walk: Walk<'_, S>,
+        first: HostCluster,
+        buffer: &mut [u8],
+    ) -> bool {
+        let start = walk.geometry.offset_of(first).0;
+        let end = start.saturating_add(buffer.len() as u64);
+        if self.has(start, end) {
+            buffer.fill(0);
+            return true;
         }
+        let read = walk.image.attempt_clusters(walk.geometry, first, buffer);
+        if read.is_ok() && !self.is_asked_in_vain && is_zero(buffer) {
+            self.look_on(walk.image.storage(), end);
+        }
+        read.is_ok()
     }
-    walk.progress
-        .advance(batch.len() as u64 * walk.geometry.cluster_bytes());
+
+    fn look_on(&mut self, storage: &impl Storage, from: u64) {
+        let next = storage.next_data(from).map(|next| next.unwrap_or(u64::MAX));
+        // Where the system cannot say, everything may be data.
+        (self.start, self.end) = (from, next.unwrap_or(from));
+        self.is_asked_in_vain = self.end <= from;
+    }
+}
+
+/// Piece by piece, so that a table with something in it is soon done with.
+fn is_zero(bytes: &[u8]) -> bool {
+    let mut pieces = bytes.chunks(4096);
+    pieces.all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
 }

@@ -37,6 +37,8 @@ pub(crate) struct Rules {
     odd_bits: u64,
     virtual_clusters: u64,
     data_file_bytes: Option<u64>,
+    /// Every L1 table was read: a table that only snapshots name is no table of the active mapping.
+    pub(crate) are_all_users_known: bool,
 }
 
 /// What an entry maps its guest cluster to.
@@ -209,6 +211,7 @@ impl Rules {
             odd_bits: L2Entry::odd_bits(walk.geometry),
             virtual_clusters: walk.geometry.clusters_for(header.size),
             data_file_bytes: walk.data_file_bytes,
+            are_all_users_known: true,
         }
     }
 

@@ -4,6 +4,7 @@
 //! what was not looked at. Never here: a race; a check is stopped (SIGSTOP) before anything is done to it.
 
 use std::fs::{self, FileTimes, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -157,6 +158,14 @@ fn a_budget_ends_a_check_in_time_with_exit_code_6() {
         assert!(said.took < 2 * SOON, "{budget} took {:?}", said.took);
         assert_eq!(said.err(), "");
     }
+    // The data is read when the tables are done.
+    let deep = [
+        "check", "--output", "json", "-j", "1", "--deep", "--budget", "300ms",
+    ];
+    let said = stage.qfsck(deep.iter().chain(&["image"]));
+    said.expect_exit(6);
+    expect_partial(&said);
+    assert!(said.took < 2 * SOON, "a deep read took {:?}", said.took);
     let said = stage.qfsck(["check", "-q", "-j", "1", "--budget", "100ms", "image"]);
     said.expect_exit(6);
     assert_eq!((said.out(), said.err()), (String::new(), String::new()));
@@ -191,7 +200,12 @@ fn stopped_check(stage: &Stage) -> Running {
 #[test]
 fn an_image_that_changes_under_the_reader_is_exit_code_5() {
     let stage = Stage::new();
-    let changes: [(&str, Change); 3] = [
+    let changes: [(&str, Change); 4] = [
+        ("the file made longer", |path| {
+            let file = OpenOptions::new().append(true).open(path);
+            let longer = file.and_then(|mut file| file.write_all(&[0xa5; 5000]));
+            longer.expect("the file can grow");
+        }),
         ("the file cut", |path| {
             let file = OpenOptions::new().write(true).open(path);
             let cut = file.and_then(|file| file.set_len(1 << 20));

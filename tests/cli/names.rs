@@ -17,6 +17,7 @@ use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use super::stage::{Said, Stage, bytes_of, has_tools, is_installed, skip};
+use crate::support::image_forge::{BitmapCluster, Forge, Forged, Random, Tree};
 
 /// Three bytes each, so that they fit where an image has a name of three letters.
 const HOSTILE: [&[u8; 3]; 9] = [
@@ -130,8 +131,126 @@ fn names_inside_an_image_are_shown_escaped() {
             let is_named = texts(&document).iter().any(|text| text.contains('\\'));
             assert!(is_named, "{about}: the name is not in the document");
             expect_printable(&stage.qfsck(["owner", "image", "0x1a00"]), &about);
+            for output in ["human", "json", "jsonl"] {
+                let judge = [
+                    "check",
+                    "--untrusted",
+                    "--deep",
+                    "--output",
+                    output,
+                    "image",
+                ];
+                expect_printable(&stage.qfsck(judge), &about);
+            }
+            expect_printable(&stage.qfsck(["repair", "--dry-run", "image"]), &about);
+            expect_printable(&stage.qfsck(["repair", "--plan", "-", "image"]), &about);
         }
     }
+}
+
+/// An image with two snapshots of the same name, which is a finding, and a bitmap that has it too as far as it fits.
+fn named(name: &[u8]) -> Forged {
+    let plain = "x".repeat(name.len());
+    let bitmap = &plain[..plain.len().min(1023)];
+    let mut image = Forge::new()
+        .cluster_bits(12)
+        .size(1 << 20)
+        .data(0)
+        .snapshot("1", &plain)
+        .data(1)
+        .snapshot("2", &plain)
+        .data(2)
+        .bitmap(bitmap, 9, 0, &[BitmapCluster::AllZero])
+        .build();
+    let mut at = 0;
+    // Only names are as long a run of this letter.
+    while let Some(found) = image.bytes[at..]
+        .windows(bitmap.len())
+        .position(|window| window == bitmap.as_bytes())
+    {
+        at += found;
+        let length = image.bytes[at..]
+            .iter()
+            .take_while(|byte| **byte == b'x')
+            .count();
+        let length = length.min(name.len());
+        image.put(at as u64, &name[..length]);
+        at += length;
+    }
+    // A cluster that only a snapshot uses is counted too low: whose it is, is named.
+    let cluster = image.host_cluster(Tree::Snapshot(0), 0);
+    image.set_refcount(cluster, 1);
+    image
+}
+
+/// Names of random bytes, half of them of what does harm to a terminal, of any length up to the largest.
+fn random_name(random: &mut Random) -> Vec<u8> {
+    let length = random.pick(&[3, 8, 40, 200, 1023, 5000, 65535]);
+    let mut name = Vec::new();
+    while name.len() < length {
+        let harm = random.pick(&HOSTILE);
+        if random.chance(50) {
+            name.extend(harm);
+        } else {
+            name.push(random.next_u64().to_be_bytes()[0]);
+        }
+    }
+    name.truncate(length);
+    name
+}
+
+/// The longest escape of one character, times the characters that are shown, and the dots behind them.
+const LONGEST_SHOWN: usize = 10 * 128 + 8;
+
+#[test]
+fn no_name_of_random_bytes_reaches_an_output_as_it_is() {
+    let stage = Stage::new();
+    let mut random = Random::new(0x6e61_6d65);
+    let mut shown = 0;
+    for round in 0..24 {
+        let name = random_name(&mut random);
+        stage.put("image", &named(&name).bytes);
+        let commands: [&[&str]; 7] = [
+            &["check", "--progress", "json", "image"],
+            &["check", "--output", "json", "image"],
+            &[
+                "check",
+                "--output",
+                "jsonl",
+                "--deep",
+                "--untrusted",
+                "image",
+            ],
+            &["owner", "image", "0x5000"],
+            &["owner", "--output", "json", "image", "0x5000"],
+            &["repair", "--dry-run", "--progress", "json", "image"],
+            &["repair", "--plan", "-", "image"],
+        ];
+        for command in commands {
+            let debug = ["QFSCK_DEBUG=1", super::stage::QFSCK];
+            let said = stage.run("env", debug.iter().chain(command));
+            let about = format!("name {round} of {} bytes, {command:?}", name.len());
+            assert!(matches!(said.exit, Some(0..=3)), "{about}: {}", said.err());
+            expect_printable(&said, &about);
+            if command.contains(&"json") && said.stdout.starts_with(b"{") {
+                let document = said.document();
+                for text in texts(&document) {
+                    assert_eq!(unprintable(text.as_bytes()), None, "{about}: {text:?}");
+                    assert!(text.len() <= 2 * LONGEST_SHOWN + 512, "{about}: {text:?}");
+                    shown += usize::from(text.contains('\\'));
+                }
+            }
+            for line in said.out().lines().chain(said.err().lines()) {
+                assert!(
+                    line.len() <= 4 * LONGEST_SHOWN + 1024 || command.contains(&"jsonl"),
+                    "{about}: a line of {} bytes",
+                    line.len()
+                );
+            }
+        }
+    }
+    println!("{shown} escaped texts in documents");
+    assert!(shown > 48, "{shown}");
 }
 
 #[test]

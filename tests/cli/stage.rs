@@ -294,7 +294,8 @@ fn drain(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
 }
 
 /// A large image that is nearly all hole, and clean but for the leaks that are asked for: 64 KiB clusters, one L2 table
-/// without an entry behind each L1 entry. Each table takes a read of 64 KiB.
+/// without an entry behind each L1 entry. Each table takes a read of 64 KiB: in every eighth mebibyte some zeros are
+/// stored, so that no check takes the tables for one hole.
 pub(super) struct LargeImage {
     pub(super) l2_tables: u64,
     /// Leaked clusters with a free one before each.
@@ -370,6 +371,11 @@ impl LargeImage {
         }
         file.set_len((used + 2 * self.leaks) * Self::CLUSTER)
             .expect("a file can have holes");
+        for table in (4..self.l2_tables).step_by(128) {
+            let offset = (self.first_l2_table() + table) * Self::CLUSTER;
+            file.write_all_at(&[0; 4096], offset)
+                .expect("zeros can be stored");
+        }
     }
 
     /// Puts something into every leaked cluster, so that each has to be read and looked through.

@@ -2,7 +2,8 @@
  * Between a program and its C library: one read or write does less than it was asked to, and is not wrong to do so.
  *
  * SHORT_CALL (pread64 or pwrite64), SHORT_AT (the how-manieth such call), SHORT_BYTES (how many bytes it does; from the
- * end, if negative), SHORT_THEN (the errno of the call after it; 0: none). What happened goes to the file SHORT_SAID.
+ * end, if negative), SHORT_THEN (the errno of the call after it; 0: none). What happened goes to the file SHORT_SAID,
+ * which is opened before anything else: the threads that read and write may open nothing.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,15 +22,19 @@ static long number(const char *name)
     return text ? strtol(text, NULL, 10) : 0;
 }
 
-static void say(void)
+static int said = -1;
+
+__attribute__((constructor)) static void open_said(void)
 {
     const char *path = getenv("SHORT_SAID");
-    int fd = path ? open(path, O_WRONLY | O_CREAT | O_APPEND, 0600) : -1;
-    if (fd >= 0) {
-        if (write(fd, "x", 1) != 1)
-            abort();
-        close(fd);
-    }
+    if (path)
+        said = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+}
+
+static void say(void)
+{
+    if (said < 0 || write(said, "x", 1) != 1)
+        abort();
 }
 
 static ssize_t shortened(const char *name, int fd, void *bytes, size_t count, off64_t offset)

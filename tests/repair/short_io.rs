@@ -34,6 +34,18 @@ struct Short {
     then: (i32, &'static str),
 }
 
+/// The library between the program and the system, made for this run.
+fn library(home: &Bench) -> String {
+    let library = home.path("short_io.so");
+    let library = library.to_str().expect("a plain path").to_owned();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/repair/short_io.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o", &library, source, "-ldl"]);
+    let built = home.run(compiler);
+    assert_eq!(built.exit, Some(0), "{built:?}");
+    library
+}
+
 /// Runs `qfsck` with one call cut short. `None` where there was no such call, or it was not longer.
 fn run(bench: &Bench, library: &str, short: Short, arguments: &[&str]) -> Option<Ended> {
     drop(std::fs::remove_file(bench.path(SAID)));
@@ -46,7 +58,8 @@ fn run(bench: &Bench, library: &str, short: Short, arguments: &[&str]) -> Option
     command.env("SHORT_THEN", short.then.0.to_string());
     command.env("SHORT_SAID", SAID);
     let ended = bench.run(command);
-    bench.path(SAID).exists().then_some(ended)
+    let said = std::fs::metadata(bench.path(SAID));
+    said.is_ok_and(|said| said.len() > 0).then_some(ended)
 }
 
 /// What must be true after a repair or an undo, short calls or not.
@@ -132,13 +145,7 @@ fn a_read_or_write_that_does_less_than_asked_is_gone_on_with_or_told() {
         return;
     }
     let home = Bench::new();
-    let library = home.path("short_io.so");
-    let library = library.to_str().expect("a plain path");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/repair/short_io.c");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"]);
-    let built = home.run(compiler);
-    assert_eq!(built.exit, Some(0), "{built:?}");
+    let library = library(&home);
     let cases = repaired_on_disk(2);
     let mut work = Vec::new();
     for case in &cases {
@@ -148,7 +155,7 @@ fn a_read_or_write_that_does_less_than_asked_is_gone_on_with_or_told() {
         work.extend(THEN.map(|then| (case, "pread64", 511, then)));
     }
     let scores = in_parallel(work, |(case, call, bytes, then)| {
-        cut_everywhere(case, library, call, bytes, then)
+        cut_everywhere(case, &library, call, bytes, then)
     });
     let mut total = Score::default();
     for score in scores {
@@ -174,4 +181,63 @@ fn a_read_or_write_that_does_less_than_asked_is_gone_on_with_or_told() {
         total.cut,
         total.undone
     );
+}
+
+/// Every read of a check, cut in one way; how many there were.
+fn cut_reads(name: &str, image: &[u8], library: &str, (bytes, then): Cut) -> Result<usize, String> {
+    let bench = Bench::new();
+    bench.lay(image, None);
+    let check = ["check", "--deep", "--output", "json", IMAGE];
+    let healthy = bench.qfsck(&check);
+    let (mut cut, mut missed) = (0, 0);
+    for at in 1..400 {
+        let short = Short {
+            call: "pread64",
+            at,
+            bytes,
+            then,
+        };
+        let Some(ended) = run(&bench, library, short, &check) else {
+            missed += 1;
+            if missed > 12 {
+                break;
+            }
+            continue;
+        };
+        missed = 0;
+        cut += 1;
+        let is_same = (ended.exit, &ended.stdout) == (healthy.exit, &healthy.stdout);
+        // A piece that fails is read again, and may be good then.
+        if !is_same && (then.0 != 5 || ended.exit != Some(1)) {
+            return Err(format!("{name}, {short:?}: {ended:?}"));
+        }
+    }
+    Ok(cut)
+}
+
+/// How many bytes a read gives, and what the next one comes to.
+type Cut = (i32, (i32, &'static str));
+
+#[test]
+fn a_check_goes_on_with_a_short_read_and_tells_of_the_one_that_fails_after_it() {
+    if !has_tools(&["cc"]) {
+        return;
+    }
+    let home = Bench::new();
+    let library = library(&home);
+    let images = super::check_faults::images();
+    let mut work = Vec::new();
+    for (name, image) in &images {
+        for bytes in [1, 511, 512, -1] {
+            let then = [(0, "nothing"), (4, "EINTR"), (5, "EIO")];
+            work.extend(then.map(|then| (name, image, (bytes, then))));
+        }
+    }
+    let results = in_parallel(work, |(name, image, cut)| {
+        cut_reads(name, image, &library, cut)
+    });
+    let results: Result<Vec<usize>, String> = results.into_iter().collect();
+    let cut: usize = results.expect("every check ends well").into_iter().sum();
+    println!("{cut} reads of a check cut short");
+    assert!(cut > 300, "{cut}");
 }

@@ -12,9 +12,9 @@ use qfsck::{
 
 use crate::args::{CheckArgs, FailOn, Output};
 use crate::exit::Outcome;
+use crate::isolation::{Isolation, confined};
 use crate::progress::{Stopped, Watch};
 use crate::session::{Session, filename, sharing};
-use crate::way_back::interrupted;
 use crate::{finish, fix, is_unread, memory, print, render, say};
 
 /// Checks every image; the gravest outcome is the answer.
@@ -154,7 +154,12 @@ struct Finished {
 
 fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -> Answer {
     let session = options(args).and_then(|options| {
-        Session::open(path, sharing(args.force_share)).map(|session| (session, options))
+        let isolation = Isolation {
+            jobs: args.jobs,
+            opens_more: args.images.len() > 1,
+        };
+        let session = Session::open(path, sharing(args.force_share), isolation);
+        session.map(|session| (session, options))
     });
     let (session, mut options) = match session {
         Ok(session) => session,
@@ -168,15 +173,18 @@ fn check_one(path: &Path, args: &CheckArgs, progress: &Progress, watch: Watch) -
         }
     };
     options.is_block_device = session.image.storage().is_block_device();
-    let mut check = qfsck::check(&session.image, options, progress);
-    if args.deep {
-        deep_read(&session.image, &mut check, progress);
-    }
-    if args.untrusted {
-        judge_policy(&session.image, limits(args), &mut check);
-    }
-    let mut conditions = session.conditions();
-    conditions.unreliable.extend(interrupted(path));
+    let mut check = confined(|| {
+        let mut check = qfsck::check(&session.image, options, progress);
+        if args.deep {
+            deep_read(&session.image, &mut check, progress);
+        }
+        if args.untrusted {
+            judge_policy(&session.image, limits(args), &mut check);
+        }
+        check
+    });
+    let mut conditions = session.conditions_of(&mut check);
+    conditions.unreliable.extend(session.interrupted.clone());
     let stopped = watch.finish();
     let outcome = match stopped {
         Some(Stopped::Interrupted) if check.coverage.is_stopped() => Outcome::Incomplete,

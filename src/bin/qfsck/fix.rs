@@ -13,6 +13,7 @@ use qfsck::{Check, Error, Image, Mode, Options, RepairFile, RepairOptions, Sever
 
 use crate::args::{CheckArgs, Output, Repair};
 use crate::exit::Outcome;
+use crate::isolation::{self, confined};
 use crate::mend::{self, Manners, Site};
 use crate::progress::Stopped;
 use crate::repair::NEEDS_UNDO_FILE;
@@ -31,6 +32,7 @@ pub(crate) fn run(args: &CheckArgs, path: &Path, what: Repair) -> Outcome {
 }
 
 fn fix(args: &CheckArgs, path: &Path, what: Repair) -> Result<Outcome, Error> {
+    isolation::start(args.jobs);
     let mut options = check::options(args)?;
     let mut file = RepairFile::open(path)?;
     options.is_block_device = file.image().is_block_device();
@@ -54,7 +56,7 @@ fn fix(args: &CheckArgs, path: &Path, what: Repair) -> Result<Outcome, Error> {
     };
     let given = args.undo_file.as_deref();
     let done = mend_one((path, given), &mut file, options, mode, manners)?;
-    let image = Image::open(&file, path)?;
+    let image = confined(|| Image::open(&file, path))?;
     let written = done.write(args, path, &image);
     Ok(done.outcome().max(finish(written)))
 }
@@ -78,7 +80,7 @@ fn mend_one(
     mode: Mode,
     manners: Manners,
 ) -> Result<Done, Error> {
-    let image = Image::open(&*file, path)?;
+    let image = confined(|| Image::open(&*file, path))?;
     let (plan, stopped) = mend::plan(&image, &RepairOptions::new(mode), options, manners)?;
     drop(image);
     let mut done = Done {

@@ -8,6 +8,7 @@ mod check;
 mod exit;
 mod explain;
 mod fix;
+mod isolation;
 mod memory;
 mod mend;
 mod owner;
@@ -31,7 +32,6 @@ use clap::Parser;
 use exit::Outcome;
 use nix::sys::signal::{SigSet, Signal};
 use qfsck::escaped_path;
-use rayon::ThreadPoolBuilder;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -46,10 +46,10 @@ fn main() -> ExitCode {
     hear_of_size_limits();
     leave_ignored_signals_ignored();
     let outcome = panic::catch_unwind(|| match cli.command {
-        Command::Check(args) => with_threads(args.jobs, || check::run(&args)),
-        Command::Repair(args) => with_threads(None, || repair::run(&args)),
-        Command::Undo(args) => with_threads(None, || undo::run(&args)),
-        Command::Owner(args) => with_threads(None, || owner::run(&args)),
+        Command::Check(args) => check::run(&args),
+        Command::Repair(args) => repair::run(&args),
+        Command::Undo(args) => undo::run(&args),
+        Command::Owner(args) => owner::run(&args),
         Command::Explain(args) => explain::run(&args),
     });
     outcome.unwrap_or(Outcome::Internal).into()
@@ -108,24 +108,6 @@ fn finish(written: io::Result<()>) -> Outcome {
             Outcome::Incomplete
         }
         _ => Outcome::Clean,
-    }
-}
-
-/// Runs `work` with the threads a check uses, one for each processor if nobody gives a number. Where the system gives
-/// out none (a full process table, a service with few tasks), this one thread does it all: late is better than never.
-fn with_threads<R: Send>(jobs: Option<u16>, work: impl FnOnce() -> R + Send) -> R {
-    let count = jobs.map_or(0, usize::from);
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(count)
-        .build()
-        .or_else(|error| {
-            say(&format!("qfsck: working with a single thread: {error}"));
-            let alone = ThreadPoolBuilder::new().num_threads(1);
-            alone.use_current_thread().build()
-        });
-    match pool {
-        Ok(pool) => pool.install(work),
-        Err(_) => work(),
     }
 }
 

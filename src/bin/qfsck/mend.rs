@@ -4,6 +4,7 @@
 //! question, a result on stdout.
 
 use std::cell::Cell;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use qfsck::{
 };
 
 use crate::args::ProgressMode;
+use crate::isolation::{confined, confined_but_for};
 use crate::plan_file::identity;
 use crate::progress::{Occupied, Stopped, Watch};
 use crate::say;
@@ -29,7 +31,7 @@ pub(crate) struct Manners {
 }
 
 /// Plans a repair. A signal or the budget stops it; what was planned until then is not to be applied.
-pub(crate) fn plan<S: Storage>(
+pub(crate) fn plan<S: Storage + Send>(
     image: &Image<S>,
     wishes: &RepairOptions,
     options: Options,
@@ -42,7 +44,7 @@ pub(crate) fn plan<S: Storage>(
         manners.quiet,
         manners.budget,
     );
-    let planned = qfsck::plan(image, wishes, options, &progress);
+    let planned = confined(|| qfsck::plan(image, wishes, options, &progress));
     let stopped = watch.finish();
     let stopped = stopped.or(Watch::is_interrupted().then_some(Stopped::Interrupted));
     Ok((planned?, stopped))
@@ -89,21 +91,24 @@ pub(crate) fn apply(site: &mut Site<'_>, plan: &Plan) -> Applied {
     let watch = Watch::start_unstoppable(Arc::clone(&progress), mode, quiet);
     let identity = identity(site.file.image(), site.image);
     let is_created = Cell::new(false);
-    let sink = || {
+    let make = || {
         let sink = UndoSinkFile::create(&site.undo_path)?;
         is_created.set(true);
         Ok(sink)
     };
-    let receipt = qfsck::apply(
-        &mut *site.file,
-        &identity,
-        plan,
-        site.options,
-        &progress,
-        sink,
-    );
-    let now = Image::open(&*site.file, site.image).ok();
-    let now = now.map(|image| qfsck::check(&image, site.options, &progress));
+    let (file, options) = (&mut *site.file, site.options);
+    let receipt = confined_but_for(make, |undo_file| {
+        qfsck::apply(&mut *file, &identity, plan, options, &progress, undo_file)
+    })
+    .unwrap_or_else(|| {
+        let error = io::Error::other("the work came to no end");
+        Err(RepairError::UndoFile(error))
+    });
+    let (file, path) = (&*site.file, site.image);
+    let now = confined(|| {
+        let image = Image::open(file, path).ok();
+        image.map(|image| qfsck::check(&image, options, &progress))
+    });
     watch.finish();
     if let Err(error) = &receipt {
         explain(site, plan, error, is_created.get());
@@ -149,13 +154,10 @@ fn is_whole_again(site: &mut Site<'_>, plan: &Plan) -> bool {
         return false;
     };
     UndoFile::decode(&bytes).is_ok_and(|file| {
-        qfsck::undo_repair(
-            &mut *site.file,
-            &file,
-            qfsck::UndoOptions::default(),
-            &Progress::default(),
-            || Ok(sink),
-        )
-        .is_ok()
+        let storage = &mut *site.file;
+        let options = qfsck::UndoOptions::default();
+        let undo =
+            || qfsck::undo_repair(storage, &file, options, &Progress::default(), || Ok(sink));
+        confined(undo).is_ok()
     })
 }

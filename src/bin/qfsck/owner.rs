@@ -9,13 +9,18 @@ use qfsck::{Error, GuestPath, GuestTarget, HostAnswer, Progress, escaped_path};
 use crate::args::{Output, OwnerArgs};
 use crate::check::{refuse_in, write_refusal};
 use crate::exit::Outcome;
+use crate::isolation::{Isolation, confined};
 use crate::render::{Names, counted};
 use crate::session::{Session, filename, sharing};
 use crate::{finish, print, say};
 
 /// Answers one question about one image.
 pub(crate) fn run(args: &OwnerArgs) -> Outcome {
-    let session = match Session::open(&args.image, sharing(args.force_share)) {
+    let isolation = Isolation {
+        jobs: None,
+        opens_more: false,
+    };
+    let session = match Session::open(&args.image, sharing(args.force_share), isolation) {
         Ok(session) => session,
         Err(error) => return refuse(args, &error),
     };
@@ -55,7 +60,7 @@ const REPAIR_FIRST: &str = "`qfsck check` says what is wrong with the image";
 
 fn host(args: &OwnerArgs, session: &Session) -> Outcome {
     let offset = HostOffset(args.offset);
-    let answer = qfsck::host_owners(&session.image, offset, &Progress::default());
+    let answer = confined(|| qfsck::host_owners(&session.image, offset, &Progress::default()));
     let Some(answer) = answer else {
         let why = format!(
             "{} has no cluster at {offset}: the file is {:#x} bytes long",
@@ -104,7 +109,7 @@ fn write_host(to: &mut dyn Write, session: &Session, answer: &HostAnswer) -> io:
 }
 
 fn guest(args: &OwnerArgs, session: &Session) -> Outcome {
-    let path = qfsck::guest_path(&session.image, GuestOffset(args.offset));
+    let path = confined(|| qfsck::guest_path(&session.image, GuestOffset(args.offset)));
     let path = match path {
         Ok(Some(path)) => path,
         Ok(None) => {

@@ -13,6 +13,7 @@ use qfsck::report::{PlanDocument, PlanFile, write_pretty};
 use qfsck::{Error, Identity, Image, ImageFile, Plan, Progress, RepairOptions, metadata_digest};
 
 use crate::exit::Outcome;
+use crate::isolation::confined;
 use crate::session::filename;
 use crate::way_back::shell_word;
 use crate::{finish, print, say};
@@ -47,11 +48,13 @@ pub(crate) fn document(
     plan: &Plan,
 ) -> Result<PlanDocument, Error> {
     let identity = identity(file, path);
-    let image = Image::open(file, path)?;
-    let digest = metadata_digest(&image, &Progress::default()).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        offset: 0,
-        source,
+    let digest = confined(|| {
+        let image = Image::open(file, path)?;
+        metadata_digest(&image, &Progress::default()).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            offset: 0,
+            source,
+        })
     })?;
     Ok(PlanDocument::new(
         &filename(path),

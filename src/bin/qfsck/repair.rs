@@ -15,6 +15,7 @@ use qfsck::{
 
 use crate::args::{OverlapsArg, RepairArgs, RepairMode};
 use crate::exit::Outcome;
+use crate::isolation::{self, confined};
 use crate::mend::{self, Manners, Site};
 use crate::progress::{Occupied, Watch};
 use crate::render::counted;
@@ -27,6 +28,7 @@ pub(crate) const NEEDS_UNDO_FILE: &str =
 
 /// Plans a repair of one image, and applies it if asked to.
 pub(crate) fn run(args: &RepairArgs) -> Outcome {
+    isolation::start(None);
     let expected = match args.apply.as_deref().map(plan_file::read).transpose() {
         Ok(expected) => expected,
         Err(outcome) => return outcome,
@@ -110,7 +112,7 @@ impl Job<'_> {
 
     /// Plans, compares with what was looked at, and shows. A plan that nobody can read is not applied.
     fn planned(&self, file: &ImageFile) -> Result<Planned, Error> {
-        let image = Image::open(file, self.image())?;
+        let image = confined(|| Image::open(file, self.image()))?;
         let options = options(file);
         let (plan, stopped) = mend::plan(&image, &self.wishes, options, self.manners())?;
         drop(image);
@@ -307,14 +309,9 @@ fn put_back(file: &mut RepairFile, image: &Path, given: Option<&Path>) -> Result
     let (sink, bytes) = UndoSinkFile::open(undo_path).map_err(|error| cannot(&error))?;
     let undo = UndoFile::decode(&bytes).map_err(|error| cannot(&error))?;
     let _signals_wait = Occupied::writing();
-    qfsck::undo_repair(
-        file,
-        &undo,
-        qfsck::UndoOptions::default(),
-        &Progress::default(),
-        || Ok(sink),
-    )
-    .map_err(|error| cannot(&error))?;
+    let options = qfsck::UndoOptions::default();
+    confined(|| qfsck::undo_repair(file, &undo, options, &Progress::default(), || Ok(sink)))
+        .map_err(|error| cannot(&error))?;
     let removed = UndoSinkFile::open(undo_path).and_then(|(sink, _)| sink.remove());
     removed.map_err(|error| {
         format!("the image is as it was, but {word} cannot be removed: {error}")

@@ -6,7 +6,10 @@ use std::io;
 use std::path::Path;
 
 use qfsck::report::Conditions;
-use qfsck::{Error, FileIdentity, Image, ImageFile, Sharing, escaped_path};
+use qfsck::{Check, Error, FileIdentity, Image, ImageFile, Sharing, escaped_path};
+
+use crate::isolation::{Isolation, confined};
+use crate::way_back::interrupted;
 
 /// An open image and the state it was in.
 pub(crate) struct Session {
@@ -14,11 +17,13 @@ pub(crate) struct Session {
     before: FileIdentity,
     writer_before: Option<String>,
     sharing: Sharing,
+    /// Whether a repair of the image was cut short, in words.
+    pub(crate) interrupted: Option<String>,
 }
 
 impl Session {
-    /// Opens an image.
-    pub(crate) fn open(path: &Path, sharing: Sharing) -> Result<Self, Error> {
+    /// Opens an image. What it says is read in isolation, here and later.
+    pub(crate) fn open(path: &Path, sharing: Sharing, isolation: Isolation) -> Result<Self, Error> {
         let file = ImageFile::open(path, sharing)?;
         let before = file.identity().map_err(|source| Error::Read {
             path: path.to_owned(),
@@ -26,22 +31,41 @@ impl Session {
             source,
         })?;
         let writer_before = file.writer();
-        let image = Image::open(file, path)?;
+        let interrupted = interrupted(path);
+        // Who comes while an image is read without keeping writers out can only be named with all rights.
+        isolation.begin(sharing == Sharing::Forced);
+        let image = confined(|| Image::open(file, path))?;
         Ok(Self {
             image,
             before,
             writer_before,
             sharing,
+            interrupted,
         })
     }
 
     fn has_changed(&self) -> io::Result<bool> {
         let is_same_file = self.image.storage().identity()? == self.before;
-        Ok(!is_same_file || !self.image.header_unchanged()?)
+        Ok(!is_same_file || !confined(|| self.image.header_unchanged())?)
+    }
+
+    /// As [`conditions`](Self::conditions); a check that ends without knowing whether the image changed is not complete.
+    pub(crate) fn conditions_of(&self, check: &mut Check) -> Conditions {
+        let (conditions, unknown) = self.look_again();
+        if let Some(error) = unknown {
+            check.not_seen_again(&error);
+        }
+        conditions
     }
 
     /// Whether what was read can be relied on, now that it is read.
     pub(crate) fn conditions(&self) -> Conditions {
+        self.look_again().0
+    }
+
+    /// The conditions, and why it is not known whether the image changed, if it is not.
+    fn look_again(&self) -> (Conditions, Option<io::Error>) {
+        let mut unknown = None;
         let file = self.image.storage();
         let mut conditions = Conditions::default();
         match file.is_at_its_path() {
@@ -62,9 +86,12 @@ impl Session {
                 conditions.unreliable.push(reason);
             }
             Ok(false) => {}
-            Err(error) => conditions.unreliable.push(format!(
-                "whether the image changed while it was read is not known: {error}"
-            )),
+            Err(error) => {
+                conditions.unreliable.push(format!(
+                    "whether the image changed while it was read is not known: {error}"
+                ));
+                unknown = Some(error);
+            }
         }
         let writer = file.writer().or(self.writer_before.clone());
         if let Some(writer) = writer {
@@ -79,7 +106,7 @@ impl Session {
         if let Some(weakness) = file.lock_weakness() {
             conditions.unreliable.push(weakness.to_owned());
         }
-        conditions
+        (conditions, unknown)
     }
 }
 

@@ -5,6 +5,7 @@ use qfsck::{Progress, RepairFile, UndoOptions, UndoSinkFile, escaped};
 
 use crate::args::UndoArgs;
 use crate::exit::Outcome;
+use crate::isolation::{self, confined};
 use crate::progress::Occupied;
 use crate::render::counted;
 use crate::say;
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &UndoArgs) -> Outcome {
 }
 
 fn undo(args: &UndoArgs) -> Result<String, String> {
+    isolation::start(None);
     let undo_path = &args.undo_file;
     let cannot = |error: &dyn std::fmt::Display| format!("{}: {error}", shell_word(undo_path));
     let (sink, bytes) = UndoSinkFile::open(undo_path).map_err(|error| cannot(&error))?;
@@ -60,10 +62,9 @@ fn undo(args: &UndoArgs) -> Result<String, String> {
     let options = UndoOptions {
         accept_unverified: args.accept_unverified,
     };
-    qfsck::undo_repair(&mut storage, &file, options, &Progress::default(), || {
-        Ok(sink)
-    })
-    .map_err(|error| error.to_string())?;
+    let progress = Progress::default();
+    confined(|| qfsck::undo_repair(&mut storage, &file, options, &progress, || Ok(sink)))
+        .map_err(|error| error.to_string())?;
     drop(storage);
     // The image is as it was: what is left of the undo file would only stand in the way of the next repair.
     let removed = UndoSinkFile::open(undo_path).and_then(|(sink, _)| sink.remove());

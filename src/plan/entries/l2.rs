@@ -101,6 +101,8 @@ struct Visitor<'a, S> {
 }
 
 impl<S: Storage> GroupVisitor<L2Item> for Visitor<'_, S> {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         let mut notes = Notes::default();
         let mut sound = 0_u64;

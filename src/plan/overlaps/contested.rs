@@ -198,6 +198,8 @@ struct Visitor<'a> {
 }
 
 impl GroupVisitor<L2Item> for Visitor<'_> {
+    const PASSES_OVER_ZEROS: bool = true;
+
     fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
         let rules = self.rules;
         rules.walk_table(item, bytes, None, |mapped| match mapped.target {

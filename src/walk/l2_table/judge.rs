@@ -118,7 +118,7 @@ impl TableContext<'_> {
                 false
             }
             Target::Standard { copied, .. } => {
-                if copied && self.item.trees.active == 0 {
+                if copied && self.item.trees.active == 0 && self.rules.are_all_users_known {
                     notes.push(self.finding(Code::CopiedFlagInactive, entry));
                 }
                 false

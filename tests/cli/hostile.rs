@@ -1,0 +1,466 @@
+//! Hostile images: a few kilobytes made to cost as much as can be.
+//!
+//! Comes in: headers and tables written here, most of them in files that are long and almost empty. Goes out: how each run
+//! ended, within limits on memory, time, output and files. Never here: whether the findings are right.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use super::footprint::{calls, expect_one_reading_open};
+use super::stage::{QFSCK, Said, Stage, has_tools};
+
+/// A file of almost nothing, as long as a large disk.
+const LONG: u64 = 256 << 30;
+/// Seconds of processor time a check may take, and a repair, which checks many times; the system enforces them. They are
+/// the promise for programs as they are released; tests run one that is hardly optimised.
+const CHECK_SECONDS: u64 = 10;
+const REPAIR_SECONDS: u64 = 40;
+const MIB: u64 = 1 << 20;
+
+/// Fields of a header of version 3.
+#[derive(Clone, Copy)]
+struct Head {
+    cluster_bits: u32,
+    size: u64,
+    l1: (u64, u32),
+    refcount_table: (u64, u32),
+    snapshots: (u64, u32),
+    autoclear: u64,
+    order: u32,
+    length: u32,
+}
+
+const HEAD: Head = Head {
+    cluster_bits: 9,
+    size: 1 << 20,
+    l1: (0, 0),
+    refcount_table: (0, 0),
+    snapshots: (0, 0),
+    autoclear: 0,
+    order: 4,
+    length: 112,
+};
+
+impl Head {
+    fn bytes(self) -> Vec<u8> {
+        let mut bytes = b"QFI\xfb\0\0\0\x03".to_vec();
+        bytes.extend([0; 12]);
+        bytes.extend(self.cluster_bits.to_be_bytes());
+        bytes.extend(self.size.to_be_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(self.l1.1.to_be_bytes());
+        bytes.extend(self.l1.0.to_be_bytes());
+        bytes.extend(self.refcount_table.0.to_be_bytes());
+        bytes.extend(self.refcount_table.1.to_be_bytes());
+        bytes.extend(self.snapshots.1.to_be_bytes());
+        bytes.extend(self.snapshots.0.to_be_bytes());
+        bytes.extend([0; 16]);
+        bytes.extend(self.autoclear.to_be_bytes());
+        bytes.extend(self.order.to_be_bytes());
+        bytes.extend(self.length.to_be_bytes());
+        bytes.resize(112, 0);
+        bytes
+    }
+}
+
+/// Bytes, and where they are.
+type Parts = Vec<(u64, Vec<u8>)>;
+
+struct Hostile {
+    name: &'static str,
+    length: u64,
+    parts: Parts,
+}
+
+impl Hostile {
+    fn write(&self, path: &Path) {
+        let file = File::create(path).expect("a file can be made");
+        for (offset, bytes) in &self.parts {
+            file.write_all_at(bytes, *offset)
+                .expect("it can be written");
+        }
+        file.set_len(self.length).expect("it can be made long");
+    }
+}
+
+fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    words.into_iter().flat_map(u64::to_be_bytes).collect()
+}
+
+/// The header extension of `count` bitmaps, with their directory.
+fn bitmaps(count: u32, bytes: u64, offset: u64) -> Vec<u8> {
+    let numbers = [0x2385_2875, 24, count, 0].map(u32::to_be_bytes);
+    [numbers.concat(), words([bytes, offset])].concat()
+}
+
+const COPIED: u64 = 1 << 63;
+
+fn image(name: &'static str, length: u64, head: Head, mut parts: Parts) -> Hostile {
+    parts.insert(0, (0, head.bytes()));
+    Hostile {
+        name,
+        length,
+        parts,
+    }
+}
+
+fn long(name: &'static str, head: Head, parts: Parts) -> Hostile {
+    image(name, LONG, head, parts)
+}
+
+fn short(name: &'static str, head: Head, parts: Parts) -> Hostile {
+    image(name, 4096, head, parts)
+}
+
+fn set() -> Vec<Hostile> {
+    let parts = [
+        refcounts_in_holes(),
+        mappings_in_holes(),
+        bitmaps_in_holes(),
+        circles(),
+        numbers(),
+    ];
+    let mut set: Vec<_> = parts.into_iter().flatten().collect();
+    set.push(pointer_far_away());
+    set
+}
+
+fn refcounts_in_holes() -> Vec<Hostile> {
+    let small_clusters = Head {
+        order: 6,
+        size: LONG,
+        ..HEAD
+    };
+    vec![
+        long(
+            "a few refcounts in a long file of small clusters",
+            Head {
+                l1: (4096, 0x1f_ffff),
+                refcount_table: (2048, 4),
+                ..small_clusters
+            },
+            vec![(2048, words([2560, 3072]))],
+        ),
+        long(
+            "a refcount table of 8 MiB in a hole",
+            Head {
+                l1: (1 << 30, 1 << 22),
+                refcount_table: (1 << 32, 16384),
+                ..small_clusters
+            },
+            vec![],
+        ),
+        long(
+            "refcount blocks in a hole",
+            Head {
+                l1: (1 << 30, 1 << 22),
+                refcount_table: (512, 7),
+                ..small_clusters
+            },
+            vec![(512, words((1000..1448).map(|cluster| cluster * 512)))],
+        ),
+    ]
+}
+
+fn mappings_in_holes() -> Vec<Hostile> {
+    vec![
+        long(
+            "65,536 snapshots of zeros",
+            Head {
+                snapshots: (512, 65536),
+                l1: (1024, 1),
+                ..HEAD
+            },
+            vec![],
+        ),
+        long(
+            "four million L1 entries in a hole",
+            Head {
+                cluster_bits: 16,
+                size: 1 << 60,
+                l1: (1 << 16, 1 << 22),
+                refcount_table: (1 << 30, 128),
+                ..HEAD
+            },
+            vec![],
+        ),
+        long(
+            "one L2 table in a hole, many times",
+            Head {
+                cluster_bits: 21,
+                size: 1 << 50,
+                l1: (1 << 21, 1 << 22),
+                refcount_table: (1 << 30, 1),
+                ..HEAD
+            },
+            vec![(1 << 21, words([COPIED | 4 << 21; 512]))],
+        ),
+    ]
+}
+
+/// Tables that are many and not small: 8 GiB of zeros, named by 32 KiB.
+fn tables_in_a_hole() -> Hostile {
+    let tables = 1 << 12;
+    let first = 16 << 21;
+    let entries = (0..tables).map(|table| COPIED | (first + (table << 21)));
+    long(
+        "tables of 8 GiB in a hole",
+        Head {
+            cluster_bits: 21,
+            size: 1 << 54,
+            l1: (1 << 21, 1 << 12),
+            refcount_table: (1 << 30, 1),
+            ..HEAD
+        },
+        vec![(1 << 21, words(entries))],
+    )
+}
+
+fn bitmaps_in_holes() -> Vec<Hostile> {
+    let bitmap_entry = |number: u64| {
+        let name = format!("n{number:07}");
+        let table = [words([1 << 30]), (1_u32 << 25).to_be_bytes().to_vec()].concat();
+        let rest = [[0, 0, 0, 0, 1, 9, 0, 8], [0; 8]].concat();
+        [table, rest[..12].to_vec(), name.into_bytes()].concat()
+    };
+    vec![
+        long(
+            "65,535 bitmaps of zeros",
+            Head {
+                autoclear: 1,
+                size: 1 << 40,
+                ..HEAD
+            },
+            vec![(112, bitmaps(65535, 65535 * 64, 1 << 20))],
+        ),
+        long(
+            "bitmaps that share one table of 256 MiB in a hole",
+            Head {
+                autoclear: 1,
+                size: 1 << 60,
+                ..HEAD
+            },
+            vec![
+                (112, bitmaps(100, 3200, 512)),
+                (512, (0..100).flat_map(bitmap_entry).collect()),
+            ],
+        ),
+    ]
+}
+
+fn circles() -> Vec<Hostile> {
+    vec![
+        short(
+            "the L1 table is the header",
+            Head {
+                l1: (0, 14),
+                refcount_table: (0, 1),
+                ..HEAD
+            },
+            vec![],
+        ),
+        short(
+            "every table is every other, and itself",
+            Head {
+                l1: (512, 64),
+                refcount_table: (512, 1),
+                ..HEAD
+            },
+            vec![(512, words([512; 448]))],
+        ),
+        short(
+            "an L2 table that maps itself",
+            Head {
+                l1: (512, 64),
+                refcount_table: (1024, 1),
+                ..HEAD
+            },
+            vec![(512, words([COPIED | 512; 448]))],
+        ),
+    ]
+}
+
+fn numbers() -> Vec<Hostile> {
+    vec![
+        short(
+            "the largest numbers",
+            Head {
+                size: 1 << 63,
+                l1: (512, u32::MAX),
+                refcount_table: (512, u32::MAX),
+                snapshots: (512, u32::MAX),
+                ..HEAD
+            },
+            vec![],
+        ),
+        short(
+            "the longest header",
+            Head {
+                length: u32::MAX,
+                ..HEAD
+            },
+            vec![],
+        ),
+        short(
+            "the longest extension",
+            HEAD,
+            vec![(112, [0x2385_2875, u32::MAX].map(u32::to_be_bytes).concat())],
+        ),
+        short(
+            "clusters of 256 bytes",
+            Head {
+                cluster_bits: 8,
+                ..HEAD
+            },
+            vec![],
+        ),
+        short(
+            "clusters of 8 EiB",
+            Head {
+                cluster_bits: 63,
+                ..HEAD
+            },
+            vec![],
+        ),
+        short("refcounts of 128 bits", Head { order: 7, ..HEAD }, vec![]),
+    ]
+}
+
+fn pointer_far_away() -> Hostile {
+    image(
+        "a pointer to 4 TiB",
+        5 << 16,
+        Head {
+            cluster_bits: 16,
+            size: 1 << 30,
+            l1: (1 << 16, 2),
+            refcount_table: (2 << 16, 1),
+            ..HEAD
+        },
+        vec![
+            (1 << 16, words([COPIED | 3 << 16])),
+            (2 << 16, words([4 << 16])),
+            (3 << 16, words([COPIED | 4 << 40])),
+            (4 << 16, [1_u16.to_be_bytes(); 5].concat()),
+        ],
+    )
+}
+
+/// Runs qfsck with so much memory for all it holds and has the right to write to: more than it is ever resident.
+fn within(stage: &Stage, (memory_bytes, seconds): (u64, u64), arguments: &[&str]) -> Said {
+    let limit = format!("--data={memory_bytes}");
+    let time = format!("--cpu={seconds}");
+    let start = [limit.as_str(), &time, QFSCK];
+    stage.run("prlimit", start.iter().chain(arguments))
+}
+
+#[track_caller]
+fn expect_cheap(said: &Said, output_bytes: usize, about: &str) {
+    assert!(
+        matches!(said.exit, Some(0..=3)),
+        "{about}: {:?}: {}",
+        said.exit,
+        said.err()
+    );
+    let output = said.stdout.len() + said.stderr.len();
+    assert!(output <= output_bytes, "{about} wrote {output} bytes");
+    for bytes in [&said.stdout, &said.stderr] {
+        let odd = bytes.iter().find(|&&byte| byte < 0x20 && byte != b'\n');
+        assert_eq!(odd, None, "{about}");
+    }
+}
+
+#[test]
+fn sixteen_mebibytes_are_enough_to_check_what_a_stranger_made() {
+    if !has_tools(&["prlimit"]) {
+        return;
+    }
+    let stage = Stage::new();
+    // A repair reads the tables many times, and is not held to these limits with so many.
+    for hostile in set().into_iter().chain([tables_in_a_hole()]) {
+        hostile.write(&stage.path("image"));
+        let about = hostile.name;
+        let said = within(
+            &stage,
+            (16 * MIB, CHECK_SECONDS),
+            &["check", "-j", "1", "image"],
+        );
+        expect_cheap(&said, 16 << 10, about);
+        let deep = ["check", "-j", "1", "--deep", "--untrusted", "image"];
+        expect_cheap(
+            &within(&stage, (32 * MIB, CHECK_SECONDS), &deep),
+            64 << 10,
+            about,
+        );
+        let json = ["check", "-j", "1", "--output", "json", "image"];
+        expect_cheap(
+            &within(&stage, (32 * MIB, CHECK_SECONDS), &json),
+            2 << 20,
+            about,
+        );
+    }
+}
+
+#[test]
+fn a_repair_of_what_a_stranger_made_grows_it_by_no_more_than_a_few_structures() {
+    if !has_tools(&["prlimit"]) {
+        return;
+    }
+    let stage = Stage::new();
+    for hostile in set() {
+        let path = stage.path("image");
+        hostile.write(&path);
+        let about = hostile.name;
+        let before = fs::metadata(&path).expect("it is there");
+        let repair = ["repair", "--yes", "image"];
+        expect_cheap(
+            &within(&stage, (128 * MIB, REPAIR_SECONDS), &repair),
+            16 << 10,
+            about,
+        );
+        let after = fs::metadata(&path).expect("it is there");
+        let word = u32::from_be_bytes(hostile.parts[0].1[20..24].try_into().expect("four bytes"));
+        // At most an L2 table, a refcount block and a refcount table, and what was only a part of a cluster.
+        let room = 4 * (1_u64 << word.clamp(12, 21));
+        assert!(
+            after.len() <= before.len() + room,
+            "{about}: {} bytes became {}",
+            before.len(),
+            after.len()
+        );
+        assert!(
+            after.blocks() * 512 <= before.blocks() * 512 + room,
+            "{about}: {} blocks became {}",
+            before.blocks(),
+            after.blocks()
+        );
+        let undo_file = stage.path("image.qfsck-undo");
+        if undo_file.exists() {
+            let kept = fs::metadata(&undo_file).expect("it is there").len();
+            assert!(kept <= MIB, "{about}: an undo file of {kept} bytes");
+            let undone = stage.qfsck(["undo", "image.qfsck-undo"]);
+            expect_cheap(&undone, 4 << 10, about);
+            assert_eq!(
+                fs::metadata(&path).expect("it is there").len(),
+                before.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_stranger_made_opens_no_other_file() {
+    if !has_tools(&["strace"]) {
+        return;
+    }
+    let stage = Stage::new();
+    for hostile in set() {
+        hostile.write(&stage.path("image"));
+        let check = ["check", "--deep", "--untrusted", "image"];
+        let Some(calls) = calls(&stage, &check) else {
+            return;
+        };
+        expect_one_reading_open(&calls, "image", &[]);
+    }
+}
