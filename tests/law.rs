@@ -14,8 +14,8 @@
 )]
 
 mod bytes;
-mod model;
-mod mutate;
+pub(crate) mod model;
+pub(crate) mod mutate;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,11 +24,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use qfsck::report::{CheckDocument, Conditions, write_pretty};
-use qfsck::{Boot, Check, Code, Image, Options, Progress, Severity, Verdict, qcow2};
+use qfsck::{Check, Code, Image, Options, Progress, Severity, qcow2};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::model::{Model, Opinion};
 use self::mutate::Mutator;
+use crate::properties::check::{MODELLED, assert_consistent, differences};
 use crate::support::image_forge::{Forged, Random};
 
 /// Forged images; `QFSCK_LAW_IMAGES` asks for more (or fewer).
@@ -39,19 +40,6 @@ const MUTATIONS: u64 = 10;
 const LARGE_BYTES: usize = 4 << 20;
 /// No check of an image of a few megabytes takes so long, not even in a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What the model has an opinion on.
-const MODELLED: [Code; 10] = [
-    Code::RefcountZero,
-    Code::RefcountTooLow,
-    Code::RefcountOverflow,
-    Code::RefcountLeak,
-    Code::RefcountPastEnd,
-    Code::CopiedFlagMissing,
-    Code::CopiedFlagStale,
-    Code::MetadataOverlap,
-    Code::GuestDataOverlap,
-    Code::GuestDataShared,
-];
 
 /// A number of threads to check with.
 struct Bench(ThreadPool);
@@ -236,60 +224,4 @@ fn judge(benches: &[Bench; 2], bytes: &[u8], case: &str) -> Outcome {
         reasons,
         differences: found.iter().map(|what| format!("{case}: {what}")).collect(),
     }
-}
-
-/// Verdict, findings and coverage say the same thing in three ways.
-fn assert_consistent(check: &Check, case: &str) {
-    let corruptions = check.findings.count_of(Severity::Corruption);
-    let leaks = check.findings.count_of(Severity::Leak);
-    let is_unsafe = |(code, _): (Code, _)| code.boot() == Boot::Unsafe;
-    let has_unsafe = check.findings.totals().any(is_unsafe);
-    let has_failed = check.coverage.failure_count() > 0;
-    let is_complete = check.coverage.complete().is_some();
-    let agrees = match check.verdict {
-        // Whatever was refused was refused for a reason, and the reason is a finding.
-        Verdict::Clean => corruptions == 0 && leaks == 0 && !has_failed && is_complete,
-        Verdict::Leaks => corruptions == 0 && leaks > 0 && !has_failed && is_complete,
-        Verdict::Repairable => corruptions > 0 && !has_unsafe && !has_failed,
-        Verdict::DoNotBoot => has_unsafe && !has_failed,
-        Verdict::Unreadable => !is_complete,
-    };
-    assert!(
-        agrees,
-        "{case}: {:?} with {:?}",
-        check.verdict, check.coverage
-    );
-    assert_eq!(is_complete, check.coverage.gap_count() == 0, "{case}");
-    for finding in check.findings.iter() {
-        assert!(finding.count > 0, "{case}: {finding:?} stands for nothing");
-        let is_empty = finding.host.is_some_and(|host| host.count == 0);
-        assert!(!is_empty, "{case}: {finding:?} has no clusters");
-    }
-}
-
-/// Where the model says something else.
-fn differences(opinion: &Opinion, check: &Check) -> Vec<String> {
-    let mut differences = Vec::new();
-    for code in MODELLED {
-        let model = opinion.totals.get(&code).copied().unwrap_or(0);
-        let found = check.findings.total_of(code).count;
-        if model != found {
-            differences.push(format!("{code}: {found} found, {model} in the model"));
-        }
-    }
-    let model = opinion.has_extent_overlap;
-    let found = check.findings.total_of(Code::CompressedExtentOverlap).count > 0;
-    if model != found {
-        differences.push(format!(
-            "extents overlap: {found} found, {model} in the model"
-        ));
-    }
-    let model = opinion.image_end_offset;
-    let found = check.statistics.image_end_offset;
-    if model != found {
-        differences.push(format!(
-            "image end: {found:#x} found, {model:#x} in the model"
-        ));
-    }
-    differences
 }

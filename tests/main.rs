@@ -5,6 +5,7 @@
 //! | `corpus` | every image in `corpus/` is reported as recorded |
 //! | `damage` | one forged damage for each code, with everything it provokes |
 //! | `law` | what is true of every image: same report at any number of threads, agreement with a naive model |
+//! | `properties` | what is true of any bytes, shared with the fuzz targets in `fuzz/` |
 //! | `compatibility` | where `qemu-img check` says something else is what the document says |
 //! | `policy` | what a gate for images from strangers turns away, and what passes |
 //! | `deep` | compressed data, key slots, bitmap tails, unreadable ranges, beside what QEMU can read |
@@ -38,6 +39,7 @@ mod law;
 mod oracle;
 mod plan;
 mod policy;
+mod properties;
 mod repair;
 mod storage;
 mod support;

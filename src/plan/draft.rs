@@ -123,7 +123,11 @@ impl<'a, S: Storage> Draft<'a, S> {
 
     /// Adds what a pass wants.
     pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
-        let mut answered = stages.iter().flat_map(|stage| stage.changes.keys());
+        // The bits that guard the repair give nothing up, whoever accepts whatever.
+        let is_about_data =
+            |stage: &&Stage| !matches!(stage.kind, StageKind::Guard | StageKind::ClearState);
+        let stages_of_data = stages.iter().filter(is_about_data);
+        let mut answered = stages_of_data.flat_map(|stage| stage.changes.keys());
         self.notes.gave_up |= answered.any(|&code| wishes.accepts(code));
         for edit in stages.iter().flat_map(|stage| &stage.edits) {
             self.overlay.write(edit.offset, &edit.after);

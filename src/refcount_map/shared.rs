@@ -130,7 +130,14 @@ impl Shared {
 
     /// Clusters that are owed something, 64 to a word.
     pub(super) fn owing_words(&self) -> impl Iterator<Item = u64> {
-        words_where(|slot| self.owed(slot) != 0)
+        let counts = self.owed.chunks(64 / LANES).enumerate();
+        counts.map(|(index, counts)| {
+            // Most often nothing was ever owed on any of the 64.
+            if counts.iter().all(|lanes| lanes.load(Relaxed) == 0) {
+                return 0;
+            }
+            word_where(index, |slot| self.owed(slot) != 0)
+        })
     }
 
     /// Where it is not certain that each cluster is used for one thing: those that anybody paid for, 64 to a word.
@@ -252,11 +259,14 @@ impl Shared {
 
 /// The slots of a region for which something holds, 64 to a word.
 fn words_where(is_set: impl Fn(usize) -> bool) -> impl Iterator<Item = u64> {
-    (0..WORDS).map(move |word| {
-        let slots = (0_u64..64).zip(word * 64..);
-        slots.fold(0, |bits, (bit, slot)| {
-            bits | (u64::from(is_set(slot)) << bit)
-        })
+    (0..WORDS).map(move |word| word_where(word, &is_set))
+}
+
+/// The same for one word.
+fn word_where(word: usize, is_set: impl Fn(usize) -> bool) -> u64 {
+    let slots = (0_u64..64).zip(word * 64..);
+    slots.fold(0, |bits, (bit, slot)| {
+        bits | (u64::from(is_set(slot)) << bit)
     })
 }
 

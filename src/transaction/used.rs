@@ -86,7 +86,8 @@ pub(super) fn refuse_used_image<S: Storage>(
             left_length_bytes,
             digest,
         } => {
-            if length_bytes != left_length_bytes {
+            // No repair cuts off what was there; an undo could not put it back either.
+            if length_bytes != left_length_bytes || length_bytes < original_length_bytes {
                 return used(format!("its length is {length_bytes} bytes"));
             }
             let digest_of = |image: &Image<_>| left_digest(image, original_length_bytes, progress);

@@ -35,15 +35,15 @@ impl Bytes<'_> {
         })
     }
 
-    /// The words of a table that are not zero and whole in the file, with their indices.
+    /// The words of a table that are not zero, with their indices. One that the file ends in goes on with zeros.
     pub(super) fn table(self, offset: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
         let start = usize::try_from(offset.min(self.len())).unwrap_or(0);
         let end = offset.saturating_add(bytes).min(self.len());
         let end = usize::try_from(end).unwrap_or(0);
         let table = self.0.get(start..end).unwrap_or(&[]);
-        let words = (0..).zip(table.chunks_exact(8));
+        let words = (0..).zip(table.chunks(8));
         words
-            .filter(|(_, word)| *word != [0; 8])
+            .filter(|(_, word)| word.iter().any(|&byte| byte != 0))
             .map(move |(index, _)| (index, self.u64(offset + index * 8)))
     }
 

@@ -34,20 +34,20 @@ struct L2Table {
 
 /// What the model makes of an image.
 #[derive(Default)]
-pub(super) struct Opinion {
+pub(crate) struct Opinion {
     /// Clusters (or entries) by fault.
-    pub(super) totals: BTreeMap<Code, u64>,
+    pub(crate) totals: BTreeMap<Code, u64>,
     /// References by cluster.
-    pub(super) references: BTreeMap<u64, u64>,
+    pub(crate) references: BTreeMap<u64, u64>,
     /// Where the last cluster ends that is counted or referred to.
-    pub(super) image_end_offset: u64,
+    pub(crate) image_end_offset: u64,
     /// Two guest clusters have compressed data in the same place.
-    pub(super) has_extent_overlap: bool,
+    pub(crate) has_extent_overlap: bool,
     /// Why the library is known to differ.
-    pub(super) disputed: BTreeSet<&'static str>,
+    pub(crate) disputed: BTreeSet<&'static str>,
 }
 
-pub(super) struct Model<'a> {
+pub(crate) struct Model<'a> {
     file: Bytes<'a>,
     cluster_bits: u32,
     cluster_bytes: u64,
@@ -70,7 +70,7 @@ pub(super) struct Model<'a> {
 
 impl<'a> Model<'a> {
     /// The opinion on an image, or `None` where the header gives no cluster size.
-    pub(super) fn of(file: &'a [u8]) -> Option<Opinion> {
+    pub(crate) fn of(file: &'a [u8]) -> Option<Opinion> {
         let file = Bytes(file);
         let is_v3 = file.u32(4) == 3;
         let cluster_bits = u32::try_from(file.u32(20)).ok()?;
@@ -441,12 +441,15 @@ impl<'a> Model<'a> {
         let per_block = (self.cluster_bytes * 8) >> order;
         for (index, block) in &self.blocks {
             let Some(block) = block else { continue };
-            let per_word = 64 >> order;
-            for (word, _) in self.file.table(*block, self.cluster_bytes) {
-                let clusters = (0..per_word).map(|slot| word * per_word + slot);
-                let nonzero = clusters.filter(|&slot| self.file.count(*block, order, slot) != 0);
-                found.extend(nonzero.map(|slot| index * per_block + slot));
-            }
+            // A file may end in the middle of a block, and even of a count: zeros are read behind it.
+            let in_file = self
+                .file
+                .len()
+                .saturating_sub(*block)
+                .min(self.cluster_bytes);
+            let slots = (in_file * 8).div_ceil(1 << order);
+            let nonzero = (0..slots).filter(|&slot| self.file.count(*block, order, slot) != 0);
+            found.extend(nonzero.map(|slot| index * per_block + slot));
         }
         found
     }

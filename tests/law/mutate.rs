@@ -187,13 +187,13 @@ fn bitmap_fields(image: &Forged) -> Vec<Field> {
 }
 
 /// What the random mutations of an image are made from.
-pub(super) struct Mutator<'a> {
+pub(crate) struct Mutator<'a> {
     image: &'a Forged,
     structures: Vec<Structure>,
 }
 
 impl<'a> Mutator<'a> {
-    pub(super) fn new(image: &'a Forged) -> Self {
+    pub(crate) fn new(image: &'a Forged) -> Self {
         let version = image.u32_at(4);
         Self {
             image,
@@ -202,17 +202,22 @@ impl<'a> Mutator<'a> {
     }
 
     /// One damaged copy, and what was done to it.
-    pub(super) fn mutate(&self, random: &mut Random) -> (Vec<u8>, String) {
+    pub(crate) fn mutate(&self, random: &mut Random) -> (Vec<u8>, String) {
         let mut bytes = self.image.bytes.clone();
         let mut done = Vec::new();
         for _ in 0..random.pick(&[1, 1, 1, 2, 3]) {
-            done.push(if random.chance(8) {
-                self.change_length(&mut bytes, random)
-            } else {
-                self.change_field(&mut bytes, random)
-            });
+            done.push(self.change(&mut bytes, random));
         }
         (bytes, done.join(", "))
+    }
+
+    /// Changes one thing, and says what.
+    pub(crate) fn change(&self, bytes: &mut Vec<u8>, random: &mut Random) -> String {
+        if random.chance(8) {
+            self.change_length(bytes, random)
+        } else {
+            self.change_field(bytes, random)
+        }
     }
 
     fn change_field(&self, bytes: &mut [u8], random: &mut Random) -> String {

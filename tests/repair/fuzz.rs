@@ -16,10 +16,10 @@
 //! | a bitmap dropped whose entries are damaged, or whose clusters a guest entry names now | yes | yes |
 //! | anything else, where two damages destroy all evidence | never | a few in a thousand |
 
-mod damage;
-mod healthy;
+pub(crate) mod damage;
+pub(crate) mod healthy;
 mod truth;
-mod view;
+pub(crate) mod view;
 
 use std::collections::BTreeMap;
 use std::env;

@@ -372,6 +372,8 @@ impl<'a> Reader<'a> {
         match (reads_as_zero, is_allocated) {
             (true, _) if self.version == 2 || !is_sound => Class::Hole,
             (true, _) => Class::Zero,
+            // The offset of a cluster must be aligned; what another one would read is not defined.
+            (false, true) if !is_sound => Class::Hole,
             (false, true) => self.data(offset, self.cluster_bytes()),
             (false, false) => Class::Unallocated,
         }

@@ -264,3 +264,14 @@ fn counts_of_a_lost_snapshot_do_not_make_a_block_garbage() {
         assert!(!moves, "{name}: {:?}", plan.stages);
     }
 }
+
+#[test]
+fn whoever_accepts_the_corrupt_bit_as_a_loss_gives_nothing_up_by_it() {
+    let forge = Forge::new().cluster_bits(12).size(8 << 20).data(0).data(1);
+    let mut image = forge.build();
+    image.set_refcount(image.host_cluster(Tree::Active, 1), 3);
+    let mut wishes = all();
+    wishes.accepted_losses.insert(Code::CorruptBitSet);
+    let done = repaired(&image.bytes, &wishes);
+    assert_eq!(done.plan.after.verdict, Verdict::Clean);
+}

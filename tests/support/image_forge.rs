@@ -50,7 +50,7 @@ pub use header::{
     EXTENSION_BACKING_FORMAT, EXTENSION_BITMAPS, EXTENSION_DATA_FILE_NAME, EXTENSION_END,
     EXTENSION_FEATURE_NAMES, EXTENSION_LUKS,
 };
-pub use random::Random;
+pub use random::{Random, has_large_clusters};
 pub use snapshots::SnapshotRecipe;
 
 use canvas::Canvas;

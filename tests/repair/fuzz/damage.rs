@@ -22,7 +22,7 @@ struct Field {
 }
 
 /// Where an image can be damaged.
-pub(super) struct Targets<'a> {
+pub(crate) struct Targets<'a> {
     image: &'a Forged,
     /// By name without numbers, so that each kind of field is hit as often as another.
     fields: BTreeMap<String, Vec<Field>>,
@@ -31,7 +31,7 @@ pub(super) struct Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
-    pub(super) fn of(image: &'a Forged, truth: &View<'_>) -> Self {
+    pub(crate) fn of(image: &'a Forged, truth: &View<'_>) -> Self {
         let mut fields: BTreeMap<String, Vec<Field>> = BTreeMap::new();
         for (name, offset, bytes) in every_field(image) {
             let class = name.chars().filter(|it| !it.is_ascii_digit()).collect();
@@ -57,7 +57,7 @@ impl<'a> Targets<'a> {
     }
 
     /// Does one damage, and says what; or nothing, where chance hit nothing.
-    pub(super) fn damage(&self, bytes: &mut Vec<u8>, random: &mut Random) -> Option<String> {
+    pub(crate) fn damage(&self, bytes: &mut Vec<u8>, random: &mut Random) -> Option<String> {
         match random.below(20) {
             0..=9 => self.change_field(bytes, random),
             10..=12 => self.lose_sector(bytes, random),

@@ -7,7 +7,7 @@ use crate::support::image_forge::{BitmapCluster, Forge, Forged, Random, Snapshot
 const MAX_BYTES: usize = 1 << 20;
 
 /// An image, or nothing where chance made one that is too large to be damaged often.
-pub(super) fn image(random: &mut Random, seed: u64) -> Option<Forged> {
+pub(crate) fn image(random: &mut Random, seed: u64) -> Option<Forged> {
     if random.chance(25) {
         let image = Forged::random(seed);
         return (image.bytes.len() < MAX_BYTES).then_some(image);

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-pub(super) const OFFSET_BITS: u64 = 0x00ff_ffff_ffff_fe00;
-pub(super) const COPIED: u64 = 1 << 63;
+pub(crate) const OFFSET_BITS: u64 = 0x00ff_ffff_ffff_fe00;
+pub(crate) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 /// No entry of a table has one of these set, unless it is compressed.
 const RESERVED: u64 = 0x3f00_0000_0000_01fe;
@@ -18,7 +18,7 @@ const MAX_BITMAPS: u64 = 64;
 const BITMAPS_EXTENSION: u64 = 0x2385_2875;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Header,
     RefcountTable,
     RefcountBlock,
@@ -31,21 +31,21 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Whether guest content is lost when the cluster is.
-    pub(super) fn is_live(self) -> bool {
+    pub(crate) fn is_live(self) -> bool {
         !matches!(
             self,
             Self::Header | Self::RefcountTable | Self::RefcountBlock
         )
     }
 
-    pub(super) fn is_guest_data(self) -> bool {
+    pub(crate) fn is_guest_data(self) -> bool {
         matches!(self, Self::Data | Self::Compressed)
     }
 }
 
 /// How a reference is reached: the same in every version of an image. Tree 0 is the active one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Path {
+pub(crate) enum Path {
     Structure {
         kind: Kind,
         nth: u64,
@@ -67,28 +67,28 @@ pub(super) enum Path {
 }
 
 /// References by path, each to one cluster.
-pub(super) type References = BTreeMap<Path, (Kind, u64)>;
+pub(crate) type References = BTreeMap<Path, (Kind, u64)>;
 
 /// An image as bytes. What is past its end reads as zero.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    pub(super) bytes: &'a [u8],
-    pub(super) cluster_bits: u32,
+pub(crate) struct View<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) cluster_bits: u32,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(bytes: &'a [u8], cluster_bits: u32) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], cluster_bits: u32) -> Self {
         Self {
             bytes,
             cluster_bits,
         }
     }
 
-    pub(super) fn cluster_bytes(&self) -> u64 {
+    pub(crate) fn cluster_bytes(&self) -> u64 {
         1 << self.cluster_bits
     }
 
-    pub(super) fn cluster_count(&self) -> u64 {
+    pub(crate) fn cluster_count(&self) -> u64 {
         self.length().div_ceil(self.cluster_bytes())
     }
 
@@ -96,7 +96,7 @@ impl<'a> View<'a> {
         self.bytes.len() as u64
     }
 
-    pub(super) fn byte(&self, offset: u64) -> u64 {
+    pub(crate) fn byte(&self, offset: u64) -> u64 {
         let at = usize::try_from(offset).ok();
         at.and_then(|at| self.bytes.get(at))
             .map_or(0, |&byte| byte.into())
@@ -107,11 +107,11 @@ impl<'a> View<'a> {
         offsets.fold(0, |sum, at| sum << 8 | self.byte(at))
     }
 
-    pub(super) fn u64(&self, offset: u64) -> u64 {
+    pub(crate) fn u64(&self, offset: u64) -> u64 {
         self.number(offset, 8)
     }
 
-    pub(super) fn u32(&self, offset: u64) -> u64 {
+    pub(crate) fn u32(&self, offset: u64) -> u64 {
         self.number(offset, 4)
     }
 
@@ -127,18 +127,18 @@ impl<'a> View<'a> {
         self.is_v3() && self.u64(72) >> bit & 1 == 1
     }
 
-    pub(super) fn refcount_order(&self) -> u64 {
+    pub(crate) fn refcount_order(&self) -> u64 {
         if self.is_v3() { self.u32(96) } else { 4 }
     }
 
-    pub(super) fn cluster_of(&self, offset: u64) -> Option<u64> {
+    pub(crate) fn cluster_of(&self, offset: u64) -> Option<u64> {
         let is_sound =
             offset != 0 && offset.is_multiple_of(self.cluster_bytes()) && offset < self.length();
         is_sound.then_some(offset >> self.cluster_bits)
     }
 
     /// The bytes of a cluster, as far as the file has them.
-    pub(super) fn cluster(&self, cluster: u64) -> &'a [u8] {
+    pub(crate) fn cluster(&self, cluster: u64) -> &'a [u8] {
         let bound = |offset: u64| usize::try_from(offset.min(self.length())).unwrap_or(0);
         let start = cluster.saturating_mul(self.cluster_bytes());
         let end = start.saturating_add(self.cluster_bytes());
@@ -146,7 +146,7 @@ impl<'a> View<'a> {
     }
 
     /// The stored count of a cluster; nothing where nobody can say.
-    pub(super) fn stored_count(&self, cluster: u64) -> Option<u64> {
+    pub(crate) fn stored_count(&self, cluster: u64) -> Option<u64> {
         let order = u32::try_from(self.refcount_order())
             .ok()
             .filter(|&order| order <= 6)?;
@@ -212,7 +212,7 @@ impl<'a> View<'a> {
     }
 
     /// Every reference there is.
-    pub(super) fn references(&self) -> References {
+    pub(crate) fn references(&self) -> References {
         let mut all = References::new();
         all.insert(
             Path::Structure {
@@ -289,7 +289,7 @@ impl<'a> View<'a> {
         }
     }
 
-    pub(super) fn entry_bytes(&self) -> u64 {
+    pub(crate) fn entry_bytes(&self) -> u64 {
         if self.has_feature(4) { 16 } else { 8 }
     }
 
@@ -313,7 +313,7 @@ impl<'a> View<'a> {
     }
 
     /// Where words lie that may be pointers to a cluster.
-    pub(super) fn words_naming(&self, cluster: u64) -> impl Iterator<Item = u64> {
+    pub(crate) fn words_naming(&self, cluster: u64) -> impl Iterator<Item = u64> {
         let named = cluster << self.cluster_bits;
         let offsets = (0..self.length()).step_by(8);
         offsets.filter(move |&offset| {
@@ -323,7 +323,7 @@ impl<'a> View<'a> {
     }
 
     /// Entries of the active mapping with COPIED set, and the cluster each names.
-    pub(super) fn copied_entries(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn copied_entries(&self) -> Vec<(u64, u64)> {
         let (offset, entries) = (self.u64(40), self.u32(36).min(MAX_ENTRIES));
         let mut found = Vec::new();
         if self.cluster_of(offset).is_none() {
@@ -383,7 +383,7 @@ impl<'a> View<'a> {
     }
 
     /// The names of the bitmaps that count, where they can be read.
-    pub(super) fn bitmap_names(&self) -> Option<Vec<Vec<u8>>> {
+    pub(crate) fn bitmap_names(&self) -> Option<Vec<Vec<u8>>> {
         let names = self.bitmap_entries()?.into_iter().map(|(_, name)| {
             let start = usize::try_from(name.start).ok()?;
             let end = usize::try_from(name.end).ok()?;
@@ -393,7 +393,7 @@ impl<'a> View<'a> {
     }
 
     /// Every cluster of the directory, the tables and the bits of bitmaps.
-    pub(super) fn bitmap_clusters(&self) -> Vec<u64> {
+    pub(crate) fn bitmap_clusters(&self) -> Vec<u64> {
         let mut found = Vec::new();
         let (Some((start, _)), Some(entries)) = (self.bitmap_directory(), self.bitmap_entries())
         else {

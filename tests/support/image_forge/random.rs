@@ -3,18 +3,50 @@
 
 use super::{BitmapCluster, Forge, SnapshotRecipe, refcounts};
 
-/// Splitmix64: small, well mixed, and the same on every machine for ever.
+/// Splitmix64: small, well mixed, and the same on every machine for ever. Before it comes a tape, if there is one.
 #[derive(Clone, Debug)]
 pub struct Random {
     state: u64,
+    /// Choices somebody else made, the next one last.
+    tape: Vec<u8>,
 }
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self { state: seed }
+        Self {
+            state: seed,
+            tape: Vec::new(),
+        }
+    }
+
+    /// Takes its choices from these bytes as long as there are any.
+    pub fn from_tape(bytes: &[u8]) -> Self {
+        Self {
+            state: 0,
+            tape: bytes.iter().rev().copied().collect(),
+        }
+    }
+
+    /// Whether bytes of the tape are left.
+    pub fn has_tape(&self) -> bool {
+        !self.tape.is_empty()
+    }
+
+    /// What is left of the tape; at most so many bytes.
+    pub fn take_tape(&mut self, most_bytes: usize) -> Vec<u8> {
+        let kept = self.tape.len().saturating_sub(most_bytes);
+        let mut taken = self.tape.split_off(kept);
+        taken.reverse();
+        taken
     }
 
     pub fn next_u64(&mut self) -> u64 {
+        if self.has_tape() {
+            let taken = self.take_tape(8);
+            return taken
+                .iter()
+                .fold(0, |word, &byte| word << 8 | u64::from(byte));
+        }
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.state;
         word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,6 +56,14 @@ impl Random {
 
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
+        // No more of the tape than it takes, so that its bytes mean the same after one of them has changed.
+        if self.has_tape() && bound <= 1 << 16 {
+            let taken = self.take_tape(if bound <= 1 << 8 { 1 } else { 2 });
+            let number = taken
+                .iter()
+                .fold(0, |word, &byte| word << 8 | u64::from(byte));
+            return number % bound;
+        }
         self.next_u64() % bound
     }
 
@@ -43,6 +83,11 @@ pub(super) fn recipe(seed: u64) -> Forge {
     let forge = with_files_and_keys(forge, &mut random);
     let forge = with_guest_content(forge, &mut random);
     with_bitmaps(forge, &mut random)
+}
+
+/// Whether the image of a seed has clusters of more than 16 KiB, and so several hundred kilobytes.
+pub fn has_large_clusters(seed: u64) -> bool {
+    with_shape(&mut Random::new(seed)).cluster_bits > 14
 }
 
 /// Version, sizes and widths. Large clusters are rare: they cost time, not insight.
