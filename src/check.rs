@@ -13,6 +13,7 @@ mod compare;
 mod differences;
 mod digest;
 mod extents;
+mod map;
 mod owner_runs;
 mod owners;
 mod passes;
@@ -23,6 +24,7 @@ mod witness;
 
 pub(crate) use differences::{Difference, Differences};
 pub use digest::metadata_digest;
+pub use map::{ClusterUse, HostMap, MapCell, check_and_map};
 pub use verdict::Verdict;
 
 use std::collections::BTreeSet;

@@ -1,8 +1,8 @@
 //! qfsck: an offline integrity checker and repair tool for QEMU qcow2 disk images.
 //!
 //! This file is the map. The verbs: [`ImageFile::open`] and [`Image::open`] open, [`check`] checks, [`host_owners`] and
-//! [`guest_path`] answer who owns what; [`deep_read`] reads the data too, [`judge_policy`] says what
-//! a gate turns away; [`plan`] describes a repair, [`apply`] does it and [`undo_repair`] takes it back;
+//! [`guest_path`] answer who owns what, [`check_and_map`] draws a map of the file; [`deep_read`] reads the data too, [`judge_policy`] says what
+//! a gate turns away; [`audit`] accounts for many images; [`plan`] describes a repair, [`apply`] does it and [`undo_repair`] takes it back;
 //! [`report`] turns answers into the stable JSON shape.
 //!
 //! The library returns values. It never prints, prompts, exits, or reads a clock or configuration: the same bytes give
@@ -18,6 +18,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod audit;
 mod check;
 mod coverage;
 mod deep;
@@ -36,8 +37,8 @@ pub mod undo;
 mod walk;
 
 pub use check::{
-    Check, GuestPath, GuestTarget, HostAnswer, Options, Statistics, Verdict, check, guest_path,
-    host_owners, metadata_digest,
+    Check, ClusterUse, GuestPath, GuestTarget, HostAnswer, HostMap, MapCell, Options, Statistics,
+    Verdict, check, check_and_map, guest_path, host_owners, metadata_digest,
 };
 pub use coverage::{Complete, Coverage, Gap, GapKind};
 pub use deep::deep_read;
@@ -53,8 +54,8 @@ pub use plan::{
 pub use policy::{PolicyLimits, judge_policy};
 pub use progress::{Phase, Progress};
 pub use storage::{
-    FileIdentity, ImageFile, Overlay, RepairFile, Sharing, Storage, StorageMut, UndoSink,
-    UndoSinkFile, file_length_bytes,
+    FileIdentity, FileStamp, ImageFile, Overlay, RepairFile, Sharing, Storage, StorageMut,
+    UndoSink, UndoSinkFile, file_length_bytes, path_of_bytes,
 };
 pub use transaction::{
     Identity, Receipt, RepairError, UndoOptions, apply, punch_freed, undo_repair,

@@ -5,6 +5,7 @@
 //! The top level of a check is a superset of `qemu-img check --output=json`: the same keys, the same meanings, absent
 //! when zero exactly as there. `docs/json.md` describes the rest.
 
+mod audit;
 mod plan;
 mod repair;
 mod rows;
@@ -14,6 +15,10 @@ use std::io;
 
 use serde::Serialize;
 
+pub use self::audit::{
+    AuditRecord, AuditRow, AuditRun, AuditSummary, Fingerprint, ImageName, ImageStatus, LIST_KIND,
+    LastVerdict, ListEntry, ListHeader, Night, NightMark, read_line,
+};
 pub use self::plan::{NotAPlan, PlanDocument, PlanFile, PlanMismatch, plan_digest, stage_purpose};
 pub use self::repair::RepairReport;
 use self::rows::{CoverageRow, FindingRow, OwnerRow, RangeRow, Rows, SnapshotRow};

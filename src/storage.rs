@@ -10,7 +10,9 @@ mod undo_file;
 
 use std::io;
 
-pub use file::{FileIdentity, ImageFile, RepairFile, Sharing, file_length_bytes};
+pub use file::{
+    FileIdentity, FileStamp, ImageFile, RepairFile, Sharing, file_length_bytes, path_of_bytes,
+};
 pub use overlay::Overlay;
 pub use undo_file::{UndoSink, UndoSinkFile};
 

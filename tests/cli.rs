@@ -22,6 +22,14 @@
 //! | `repair_undo` | names of undo files, repairs that were cut, `repair --resume` |
 //! | `repair_plan` | dry runs, plan files, wishes, signals |
 //! | `untrusted` | the gate for uploads: its exit codes, and that it opens nothing an image names |
+//! | `audit` | which files an audit finds, how it calls them, what it may use, and that it ends |
+//! | `audit_state` | nights: what is skipped, what is not, kills, what is new |
+//! | `audit_fleet` | lists, shards, merge, diff: nothing is left out, and reports are the same bytes |
+//! | `audit_faults` | an audit among hostile directories, on disks that are full or not mounted |
+//! | `audit_report` | the page of a night: what it says, that names stay text, that it stays small |
+//! | `audit_browser` | that page in a browser: by day, by night, on paper, with a keyboard, without a network |
+//! | `audit_shard_env` | shards whose index an engine gives: no image is left out in silence |
+//! | `audit_live` | an audit beside running machines |
 //! | `answers` | `owner` and `explain` |
 //! | `footprint` | what a run opens, and leaves untouched |
 //! | `hostile` | images made to cost as much as can be: memory, time, output, growth |
@@ -33,6 +41,14 @@
 )]
 
 mod answers;
+mod audit;
+mod audit_browser;
+mod audit_faults;
+mod audit_fleet;
+mod audit_live;
+mod audit_report;
+mod audit_shard_env;
+mod audit_state;
 mod documents;
 mod exit_codes;
 mod footprint;

@@ -14,6 +14,7 @@
 )]
 
 mod bytes;
+mod map;
 pub(crate) mod model;
 pub(crate) mod mutate;
 
@@ -136,6 +137,8 @@ fn a_valid_image_is_clean_and_says_so_at_any_number_of_threads() {
         let opinion = Model::of(&image.bytes).expect("a valid image has a cluster size");
         assert!(opinion.disputed.is_empty(), "seed {seed}");
         assert_eq!(differences(&opinion, &first.0), [""; 0], "seed {seed}");
+        let of_map = map::differences(&image.bytes, &opinion, &first.0);
+        assert_eq!(of_map, [""; 0], "seed {seed}");
     });
     println!("law: {count} forged images, each checked at 1, 1, 2 and 8 threads");
 }
@@ -217,6 +220,11 @@ fn judge(benches: &[Bench; 2], bytes: &[u8], case: &str) -> Outcome {
         Some(opinion) => {
             found = differences(&opinion, &check);
             found.extend(alone.owners_differ(bytes, &opinion));
+            found.extend(
+                alone
+                    .0
+                    .install(|| map::differences(bytes, &opinion, &check)),
+            );
         }
     }
     Outcome {

@@ -115,6 +115,7 @@ const ROOMS: &[&str] = &[
     "undo",
     "transaction",
     "report",
+    "audit",
 ];
 
 /// Two rooms that come before others and do not know each other.
@@ -391,7 +392,7 @@ fn no_text_names_a_place_on_the_machine_it_was_written_on() {
     let here = slashed(root());
     homes.extend((here.len() > 4).then(|| format!("{here}/")));
     let rooms = [
-        "src", "tests", "benches", "examples", "docs", "corpus", ".ci",
+        "src", "tests", "benches", "examples", "docs", "corpus", "contrib", ".ci",
     ];
     let top = [
         "README.md",

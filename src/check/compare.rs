@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use super::Examination;
 use super::differences::{DifferenceRun, Differences};
 use super::stored::RegionCounts;
 use super::witness::Witnessed;
@@ -73,11 +74,7 @@ pub(super) fn compare<S: Storage>(
     witnessed: &Witnessed,
     notes: &mut Notes,
 ) {
-    let judge = Judge {
-        geometry: walk.geometry,
-        // A table nobody read may refer to anything: what nothing else refers to is then no leak.
-        sees_all_references: notes.coverage.failure_count() == 0,
-    };
+    let judge = Judge::new(walk.geometry, notes);
     let mut contradicts_itself = false;
     // Each part keeps as many findings as all together may: few parts at a time.
     for regions in ledger.unsettled_regions().chunks(REGIONS_AT_ONCE) {
@@ -161,6 +158,48 @@ fn for_each_account(
     }
 }
 
+/// How a cluster that did not settle stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    pub(super) cluster: HostCluster,
+    /// `None` where the count could not be read.
+    pub(super) stored: Option<u64>,
+    pub(super) expected: u64,
+    /// A structure of the format is among its users.
+    pub(super) is_metadata: bool,
+    /// What is wrong about its users sharing it, and with its count.
+    pub(super) codes: [Option<Code>; 2],
+}
+
+/// Tells of every such cluster, in order.
+pub(super) fn for_each_standing<S: Storage>(
+    examination: &Examination<'_, S>,
+    mut each: impl FnMut(Standing),
+) {
+    let Examination {
+        walk,
+        survey,
+        ledger,
+        witnessed,
+        ..
+    } = examination;
+    let judge = Judge::new(walk.geometry, &examination.notes);
+    for region in ledger.unsettled_regions() {
+        let stored = RegionCounts::read(*walk, survey, region);
+        for_each_account(&stored, ledger, witnessed, region, |account| {
+            for cluster in account.clusters.clusters() {
+                each(Standing {
+                    cluster,
+                    stored: account.stored,
+                    expected: account.expected,
+                    is_metadata: witnessed.tally.has_metadata(cluster),
+                    codes: judge.codes(cluster, account),
+                });
+            }
+        });
+    }
+}
+
 /// Whether a suspect cluster has users that may not share it.
 pub(super) fn has_conflict(witnessed: &Witnessed, cluster: HostCluster) -> bool {
     sharing(witnessed, cluster) != Sharing::Allowed
@@ -216,17 +255,30 @@ struct Judge {
 }
 
 impl Judge {
-    /// Decides what is wrong with clusters that are alike.
+    fn new(geometry: Geometry, notes: &Notes) -> Self {
+        Self {
+            geometry,
+            // A table nobody read may refer to anything: what nothing else refers to is then no leak.
+            sees_all_references: notes.coverage.failure_count() == 0,
+        }
+    }
+
+    /// Decides what is wrong with a cluster: about its users sharing it, and with its count.
     ///
     /// An overlap takes the place of a refcount that is too low: they are one fault.
-    fn judge(&self, account: Account, findings: &mut Findings) {
+    fn codes(&self, cluster: HostCluster, account: Account) -> [Option<Code>; 2] {
         let overlap = account.overlap();
+        let difference = account
+            .stored
+            .and_then(|stored| self.difference(cluster, stored, account.expected))
+            .filter(|&code| overlap.is_none() || code == Code::RefcountLeak);
+        [overlap, difference]
+    }
+
+    /// Says what is wrong with clusters that are alike.
+    fn judge(&self, account: Account, findings: &mut Findings) {
         for clusters in self.parts(account.clusters) {
-            let difference = account
-                .stored
-                .and_then(|stored| self.difference(clusters.start, stored, account.expected))
-                .filter(|&code| overlap.is_none() || code == Code::RefcountLeak);
-            for code in [overlap, difference].into_iter().flatten() {
+            for code in self.codes(clusters.start, account).into_iter().flatten() {
                 let place = Place::Clusters {
                     start: clusters.start,
                 };

@@ -196,6 +196,11 @@ impl Ledger {
         region.shared.get().map_or(0, |shared| shared.owed(slot))
     }
 
+    /// Whether a cluster has as many references as its stored count says.
+    pub(crate) fn is_settled(&self, cluster: HostCluster) -> bool {
+        self.owed(cluster) == 0 && !self.suspects.contains(cluster)
+    }
+
     /// Clusters of a region that are owed something or suspect, in order.
     pub(crate) fn unsettled_clusters(&self, region: u64) -> Vec<HostCluster> {
         let empty = || std::iter::repeat_n(0, WORDS);

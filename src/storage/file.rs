@@ -3,8 +3,10 @@
 //! Comes in: a path a person gave. Goes out: an [`ImageFile`] that holds QEMU's locks. Never here: opening anything an
 //! image names, waiting on a FIFO.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,9 @@ pub enum Sharing {
     Protected,
     /// Read whatever is there, as `qemu-img check -U` does; the result is unreliable while a writer is in.
     Forced,
+    /// Hold no lock at all, so that nobody is ever kept from starting; who reads asks before and after whether somebody
+    /// writes.
+    Observed,
 }
 
 /// An image file or block device, open for reading and locked.
@@ -41,6 +46,33 @@ pub struct FileIdentity {
     pub length_bytes: u64,
     /// Time of the last change of the content, in nanoseconds since the Epoch.
     pub modified_nanoseconds: i128,
+}
+
+/// What tells a file that nobody touched from one that somebody did, also from one night to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStamp {
+    /// Length in bytes.
+    pub length_bytes: u64,
+    /// Time of the last change of the content, in nanoseconds since the Epoch.
+    pub modified_nanoseconds: i64,
+    /// Time of the last change of the content or of the inode, in nanoseconds since the Epoch. Nobody can set it back.
+    pub changed_nanoseconds: i64,
+    /// The number of the inode.
+    pub inode: u64,
+}
+
+impl FileStamp {
+    /// The stamp in a file's metadata.
+    pub fn of(metadata: &Metadata) -> Self {
+        let nanoseconds =
+            |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        Self {
+            length_bytes: metadata.len(),
+            modified_nanoseconds: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            changed_nanoseconds: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
+        }
+    }
 }
 
 impl ImageFile {
@@ -80,6 +112,16 @@ impl ImageFile {
     /// Who has the image open for writing right now, if anyone the locks tell of.
     pub fn writer(&self) -> Option<String> {
         lock::writer(&self.file)
+    }
+
+    /// Whether somebody may be writing to the image right now, by the locks.
+    pub fn is_written(&self) -> bool {
+        lock::is_written(&self.file)
+    }
+
+    /// The file's stamp, as it is now.
+    pub fn stamp(&self) -> io::Result<FileStamp> {
+        Ok(FileStamp::of(&self.file.metadata()?))
     }
 
     /// The numbers of the device and the inode, to tell this file from others.
@@ -305,6 +347,11 @@ impl Storage for ImageFile {
             let _taken = posix_fadvise(&self.file, offset, bytes, advice);
         }
     }
+}
+
+/// The path with these bytes: any bytes but zero are a name on Unix.
+pub fn path_of_bytes(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
 }
 
 /// The length of a file or block device whose content is nobody's business here, such as an external data file.

@@ -30,7 +30,7 @@ const UNSHARES_RESIZE: i64 = 203;
 /// Whether locks mean anything on this file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LockScope {
-    /// The locks are held.
+    /// The locks are held, or would be seen.
     Held,
     /// The file system refused to lock at all.
     Unsupported,
@@ -47,6 +47,7 @@ pub(super) fn acquire(file: &File, path: &Path, sharing: Sharing) -> Result<Lock
             &[UNSHARES_CONSISTENT_READ, USES_WRITE, USES_RESIZE],
         ),
         Sharing::Forced => (&[USES_CONSISTENT_READ], &[UNSHARES_CONSISTENT_READ]),
+        Sharing::Observed => return Ok(scope_without_locking(file)),
     };
     lock_bytes(file, path, held, asked, sharing == Sharing::Protected)
 }
@@ -99,6 +100,24 @@ fn lock_bytes(
         }
     }
     Ok(LockScope::Held)
+}
+
+/// Whether the file system answers questions about locks, found out without taking one.
+fn scope_without_locking(file: &File) -> LockScope {
+    let mut asked = range(libc::F_WRLCK, USES_WRITE, 1);
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut asked)) {
+        Ok(_) => LockScope::Held,
+        Err(_) => LockScope::Unsupported,
+    }
+}
+
+/// Whether somebody may be writing, by the locks: QEMU's, libvirt's, or those of a monitor that locks the whole file.
+/// Nobody is named, which would take a look at every process.
+pub(super) fn is_written(file: &File) -> bool {
+    let asked = [(USES_WRITE, 1), (USES_RESIZE, 1), (0, 100), (204, 0)];
+    asked
+        .into_iter()
+        .any(|(start, length)| is_held_by_others(file, start, length))
 }
 
 /// Who has the file open for writing, by the locks.

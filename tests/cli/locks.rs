@@ -205,7 +205,12 @@ impl Drop for Lock {
     }
 }
 
-fn set_lock(file: &File, kind: libc::c_int, start: i64, length: i64) -> nix::Result<libc::c_int> {
+pub(super) fn set_lock(
+    file: &File,
+    kind: libc::c_int,
+    start: i64,
+    length: i64,
+) -> nix::Result<libc::c_int> {
     let wanted = libc::flock {
         l_type: i16::try_from(kind).expect("a small number"),
         l_whence: i16::try_from(libc::SEEK_SET).expect("a small number"),

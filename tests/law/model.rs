@@ -39,6 +39,8 @@ pub(crate) struct Opinion {
     pub(crate) totals: BTreeMap<Code, u64>,
     /// References by cluster.
     pub(crate) references: BTreeMap<u64, u64>,
+    /// Clusters that a structure refers to.
+    pub(crate) metadata: BTreeSet<u64>,
     /// Where the last cluster ends that is counted or referred to.
     pub(crate) image_end_offset: u64,
     /// Two guest clusters have compressed data in the same place.
@@ -475,6 +477,9 @@ impl<'a> Model<'a> {
         for cluster in clusters {
             let users = self.users.remove(&cluster).unwrap_or_default();
             self.opinion.references.insert(cluster, references(&users));
+            if users.iter().any(|user| matches!(user, Use::Metadata(_))) {
+                self.opinion.metadata.insert(cluster);
+            }
             let stored = self.stored(cluster);
             if self.lost.contains(&cluster) {
                 // It was there once; how often it is referred to is moot.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use qfsck::Code;
 
+use crate::audit::args::AuditArgs;
+
 /// Checks QEMU qcow2 disk images, offline, and says what is wrong, where, and whose it is.
 ///
 /// qfsck reads metadata only, unless it is told to read the data too (`check --deep`), and a check never writes. It opens no file but the one it is given: not the backing file,
@@ -25,6 +27,8 @@ pub(crate) enum Command {
     Repair(RepairArgs),
     /// Take a repair back
     Undo(UndoArgs),
+    /// Audit many images: a record of each, night after night; never repairs
+    Audit(Box<AuditArgs>),
     /// Say who owns a place in the image file, or where a guest offset lives
     Owner(OwnerArgs),
     /// Explain a finding: cause, risk, remedy
@@ -429,7 +433,7 @@ fn distance(one: &str, other: &str) -> usize {
 }
 
 /// Reads 327680, 0x50000 or 320K.
-fn parse_offset(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_offset(text: &str) -> Result<u64, String> {
     let (number, shift) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (text.get(..at), 10),
         Some((at, 'm' | 'M')) => (text.get(..at), 20),

@@ -23,6 +23,10 @@ pub(crate) enum Outcome {
     Incomplete,
     /// Corruption.
     Corrupt,
+    /// An audit was stopped with work left: run it again.
+    TryAgain,
+    /// An audit could not account for everything.
+    Missing,
     /// The arguments make no sense.
     Usage,
     /// A defect of qfsck.
@@ -62,9 +66,11 @@ impl Outcome {
             Self::InUse => 4,
             Self::Changed => 5,
             Self::Limit => 6,
+            Self::Missing => 8,
             Self::NotQcow2 => 63,
             Self::Usage => 64,
             Self::Internal => 70,
+            Self::TryAgain => 75,
         }
     }
 }

@@ -6,15 +6,19 @@
 //! The main thread opens files, asks and prints; where one image is only looked at, it gives up its rights as soon as that
 //! is open. Everything an image says is read by threads that gave up, before the
 //! first byte, the right to open, make, rename or delete any file, to run programs, and to use the network over TCP
-//! (Landlock). What they read and write is open then. The one thing a repair opens late, its undo file, it asks for.
+//! (Landlock). What they read and write is open then. The one thing a repair opens late, its undo file, it asks for. The
+//! threads of an audit open one image after another, so they keep the right to read, and to write records.
 
+use std::fmt::Display;
 use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -127,14 +131,41 @@ pub(crate) fn confined_but_for<T: Send, R: Send>(
 
 /// Gives up the rights of this thread, and of those it starts.
 fn give_up_rights() {
-    match restrict() {
-        Ok(RulesetStatus::FullyEnforced) => say_once("isolated: reading images opens nothing"),
+    tell(restrict(), "reading images opens nothing");
+}
+
+/// Gives up the rights of this thread, and of those it starts, to write anywhere but in a directory, to run programs and to
+/// use the network.
+pub(crate) fn only_write_in(directory: Option<&Path>) {
+    tell(
+        restrict_writing(directory),
+        "reading images writes only records",
+    );
+}
+
+/// Says what became of it, to whoever wants to know.
+fn tell(status: Result<RulesetStatus, impl Display>, what: &str) {
+    match status {
+        Ok(RulesetStatus::FullyEnforced) => say_once(&format!("isolated: {what}")),
         Ok(RulesetStatus::PartiallyEnforced) => {
             say_once("isolated in part: this kernel's Landlock is an older one");
         }
         Ok(RulesetStatus::NotEnforced) => say_once("not isolated: this kernel has no Landlock"),
         Err(error) => say_once(&format!("not isolated: {error}")),
     }
+}
+
+fn restrict_writing(directory: Option<&Path>) -> Result<RulesetStatus, Box<dyn std::error::Error>> {
+    let writing = AccessFs::from_write(ABI_WANTED);
+    let mut rules = Ruleset::default()
+        .handle_access(writing | AccessFs::Execute)?
+        .handle_access(AccessNet::from_all(ABI_WANTED))?
+        .scope(Scope::from_all(ABI_WANTED))?
+        .create()?;
+    if let Some(directory) = directory {
+        rules = rules.add_rule(PathBeneath::new(PathFd::new(directory)?, writing))?;
+    }
+    Ok(rules.restrict_self()?.ruleset)
 }
 
 fn restrict() -> Result<RulesetStatus, RulesetError> {
@@ -161,6 +192,41 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    #[expect(clippy::print_stdout, reason = "what is not tested is said")]
+    fn a_thread_that_keeps_records_writes_nothing_else() {
+        let name = format!("qfsck-records-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        let records = directory.join("records");
+        fs::create_dir_all(&records).expect("a directory");
+        let image = directory.join("image");
+        fs::write(&image, "image").expect("written");
+        let (there, store) = (image.clone(), records.clone());
+        let confined = thread::spawn(move || {
+            let status = restrict_writing(Some(&store)).expect("the kernel says yes or no");
+            let record = store.join("new");
+            fs::write(&record, "record").expect("records are written");
+            fs::rename(&record, store.join("record")).expect("and renamed");
+            let text = fs::read_to_string(&there).expect("images are read");
+            let denied = [
+                OpenOptions::new().write(true).open(&there).is_err(),
+                File::create(there.with_extension("new")).is_err(),
+                fs::remove_file(&there).is_err(),
+                fs::rename(&there, store.join("image")).is_err(),
+                TcpListener::bind("127.0.0.1:0").is_err(),
+            ];
+            (status, text, denied)
+        });
+        let (status, text, denied) = confined.join().expect("no panic");
+        assert_eq!(text, "image");
+        if status == RulesetStatus::FullyEnforced {
+            assert_eq!(denied, [true; 5]);
+        } else {
+            println!("NOT TESTED: that nothing else is written; Landlock here: {status:?}");
+        }
+        fs::remove_dir_all(&directory).expect("removed");
+    }
 
     #[test]
     #[expect(clippy::print_stdout, reason = "what is not tested is said")]

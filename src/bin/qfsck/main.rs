@@ -4,6 +4,7 @@
 //! decision about an image.
 
 mod args;
+mod audit;
 mod check;
 mod exit;
 mod explain;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Repair(args) => repair::run(&args),
         Command::Undo(args) => undo::run(&args),
         Command::Owner(args) => owner::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Explain(args) => explain::run(&args),
     });
     outcome.unwrap_or(Outcome::Internal).into()

@@ -143,6 +143,11 @@ impl Watch {
         self.thread?.join().unwrap_or(None)
     }
 
+    /// From now on signals are counted, for whoever asks below.
+    pub(crate) fn heed_signals() {
+        HANDLER.call_once(install_signal_handler);
+    }
+
     /// Whether a signal arrived, be it between two checks or too late to stop one.
     pub(crate) fn is_interrupted() -> bool {
         SIGNALS.load(Relaxed) > 0

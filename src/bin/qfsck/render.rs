@@ -83,6 +83,12 @@ fn group(
 }
 
 fn one(to: &mut dyn Write, names: &Names<'_>, finding: &Finding) -> io::Result<()> {
+    writeln!(to, "    {}", facts(names, finding))?;
+    owners(to, names, &finding.owners)
+}
+
+/// Where a finding is, and what is known of it.
+pub(crate) fn facts(names: &Names<'_>, finding: &Finding) -> String {
     let mut facts = vec![names.place(finding)];
     if let Some(counts) = finding.counts {
         let stored = counts
@@ -100,8 +106,7 @@ fn one(to: &mut dyn Write, names: &Names<'_>, finding: &Finding) -> io::Result<(
         facts.push(format!("guest {guest}"));
     }
     facts.extend(finding.detail.clone());
-    writeln!(to, "    {}", facts.join(", "))?;
-    owners(to, names, &finding.owners)
+    facts.join(", ")
 }
 
 fn owners(to: &mut dyn Write, names: &Names<'_>, owners: &Owners) -> io::Result<()> {
