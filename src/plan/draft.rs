@@ -113,6 +113,7 @@ impl<'a, S: Storage> Draft<'a, S> {
 
     /// Remembers which pass comes now, and what was wrong before it.
     pub(super) fn begin(&mut self, pass: Pass, before: BTreeMap<Code, u64>, stages: &[Stage]) {
+        self.notes.was_recounted |= pass == Pass::Refcounts;
         let answers = stages.iter().flat_map(|stage| stage.changes.keys());
         self.steps.push(Step {
             pass,

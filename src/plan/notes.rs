@@ -3,7 +3,7 @@
 //! Comes in: the image as it is, before anything is put right; later, what the passes did. Goes out: [`DraftNotes`]. Never
 //! here: a decision on a change.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 
 use super::remains;
@@ -20,8 +20,10 @@ pub(super) struct DraftNotes {
     pub(super) released: ClusterSet,
     /// References were dropped that somebody accepted to lose.
     pub(super) gave_up: bool,
+    /// Refcount structures were built anew or given up: what looked leaked before may be hidden since.
+    pub(super) was_recounted: bool,
     /// Why some cluster may be one that a damaged pointer meant.
-    doubt: OnceCell<Option<Doubt>>,
+    doubt: OnceCell<Cell<Option<Doubt>>>,
     /// Clusters that are leaked in the image as it is.
     leaked: OnceCell<ClusterSet>,
 }
@@ -32,16 +34,23 @@ impl DraftNotes {
         Self {
             released: ClusterSet::new(),
             gave_up: false,
+            was_recounted: false,
             doubt: OnceCell::new(),
             leaked: OnceCell::new(),
         }
     }
 
-    /// Keeps what only the image as it is can tell; the first answer stays.
+    /// Keeps what only the image as it is can tell. The first answer stays, but for leaks: where an owner of each came to
+    /// light since, they were none, and the next repair would not doubt any more either.
     pub(super) fn remember<S: Storage>(&self, examination: &Examination<'_, S>) -> io::Result<()> {
-        if self.doubt.get().is_none() {
+        if let Some(known) = self.doubt.get() {
+            let may_end = known.get() == Some(Doubt::LooksLeaked) && !self.was_recounted;
+            if may_end && !has_unaccounted(examination) {
+                known.set(None);
+            }
+        } else {
             let doubt = doubt(examination)?;
-            self.doubt.get_or_init(|| doubt);
+            self.doubt.get_or_init(|| Cell::new(doubt));
         }
         self.leaked.get_or_init(|| leaked(examination));
         Ok(())
@@ -49,7 +58,7 @@ impl DraftNotes {
 
     /// Why some cluster may be one that a damaged pointer meant.
     pub(super) fn doubt(&self) -> Option<Doubt> {
-        self.doubt.get().copied().flatten()
+        self.doubt.get().and_then(Cell::get)
     }
 
     /// Whether a cluster is leaked in the image as it is.
@@ -69,13 +78,14 @@ pub(super) enum Doubt {
 }
 
 /// Codes that say that some stored counts are not those the image once had.
-const HIDING_CODES: [Code; 7] = [
+///
+/// Blocks that nobody can locate are known one by one.
+const HIDING_CODES: [Code; 6] = [
     Code::HeaderRefcountOrderInvalid,
     Code::RefcountTableUnaligned,
     Code::RefcountTableTooLarge,
     Code::RefcountTableMissing,
     Code::RefcountTablePastEnd,
-    Code::RefcountBlockUnaligned,
     Code::RefcountBlockPastEnd,
 ];
 
@@ -84,17 +94,25 @@ fn doubt<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Option<Doub
     let findings = &examination.notes.findings;
     let unknown = &examination.survey.unknown_counts;
     let is_hidden = |code: &Code| findings.total_of(*code).count > 0;
-    let has_unknown = unknown.all || !unknown.blocks.is_empty();
+    let geometry = examination.walk.geometry;
+    let per_block = geometry.refcount_block_entries();
+    // Counts of clusters behind the end of the file vouch for nothing.
+    let is_in_file = |block: &u64| block.saturating_mul(per_block) < geometry.file_clusters();
+    let has_unknown = unknown.all || unknown.blocks.iter().any(is_in_file);
     let is_unknown = has_unknown || HIDING_CODES.iter().any(is_hidden);
     if is_unknown || !remains::lost_counts(examination)?.is_empty() {
         return Ok(Some(Doubt::CountsUnknown));
     }
+    Ok(has_unaccounted(examination).then_some(Doubt::LooksLeaked))
+}
+
+/// Whether a cluster of the file is counted more often than it is used.
+fn has_unaccounted<S: Storage>(examination: &Examination<'_, S>) -> bool {
     let file_clusters = examination.walk.geometry.file_clusters();
     let is_unaccounted = |difference: Difference| {
         difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
     };
-    let has_unaccounted = examination.differences().iter().any(is_unaccounted);
-    Ok(has_unaccounted.then_some(Doubt::LooksLeaked))
+    examination.differences().iter().any(is_unaccounted)
 }
 
 /// Whether a cluster is counted, and nothing uses it.

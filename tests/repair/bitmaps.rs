@@ -410,3 +410,16 @@ fn bitmaps_of_the_corpus_no_longer_keep_qemu_from_opening_their_images() {
         println!("{name}: {:?}, {:?}", names(&done), done.plan.after.verdict);
     }
 }
+
+#[test]
+fn what_only_looked_leaked_while_no_directory_was_read_is_no_reason_for_a_second_repair() {
+    let mut image = three().build();
+    let size = image.extension(EXTENSION_BITMAPS) + 16;
+    image.put_u64(size, image.u64_at(size) | 1 << 21);
+    let entry = image.l1_entry(Tree::Active, 0);
+    image.put_u64(entry, image.u64_at(entry) | 1);
+    let done = repaired(&image.bytes, &all());
+    assert_eq!(names(&done), ["daily", "night", "week"]);
+    assert_eq!(done.plan.after.verdict, Verdict::Clean);
+    assert_eq!(done.bytes, three().build().bytes, "two bits, at once");
+}

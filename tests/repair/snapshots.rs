@@ -88,6 +88,28 @@ fn count_that_reaches_into_zeros_is_lowered() {
 }
 
 #[test]
+fn only_lost_counts_of_clusters_in_the_file_keep_a_count_that_reaches_into_zeros() {
+    // Entry 0 has the counts of every cluster of the file, entry 40 those of clusters far behind its end.
+    for (entry, is_lowered) in [(40, true), (0, false)] {
+        let mut image = damaged(two(), |image| {
+            image.put_u32(image.field("nb_snapshots"), 5);
+        });
+        let word = image.refcount_table_entry(entry);
+        image.put_u64(word, image.u64_at(word) | 0x200);
+        let done = repaired(&image.bytes, &all());
+        let mut kept = done.plan.withheld.iter().map(|withheld| withheld.code);
+        assert_eq!(
+            kept.any(|code| code == Code::SnapshotPhantom),
+            !is_lowered,
+            "{:?}",
+            done.plan.withheld
+        );
+        let is_healthy = done.bytes == two().build().bytes;
+        assert_eq!(is_healthy, is_lowered, "one repair does all there is to do");
+    }
+}
+
+#[test]
 fn count_beyond_the_limit_is_lowered_to_what_reads_as_snapshots() {
     let image = damaged(two(), |image| {
         image.put_u32(image.field("nb_snapshots"), 65_537);
