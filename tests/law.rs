@@ -220,11 +220,13 @@ fn judge(benches: &[Bench; 2], bytes: &[u8], case: &str) -> Outcome {
         Some(opinion) => {
             found = differences(&opinion, &check);
             found.extend(alone.owners_differ(bytes, &opinion));
-            found.extend(
-                alone
+            // A map is three checks more, so a part of the images has to do.
+            if bytes.iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte)) < 64 {
+                let of_map = alone
                     .0
-                    .install(|| map::differences(bytes, &opinion, &check)),
-            );
+                    .install(|| map::differences(bytes, &opinion, &check));
+                found.extend(of_map);
+            }
         }
     }
     Outcome {

@@ -39,11 +39,15 @@ pub(super) fn differences(bytes: &[u8], opinion: &Opinion, check: &Check) -> Vec
     let sum: u64 = ClusterUse::WORST_FIRST.into_iter().map(count).sum();
     expect("each cluster is counted once", sum == clusters);
 
+    // The map ends where the file does; a structure may be claimed beyond.
     let total = |codes: &[Code]| -> u64 {
-        let totals = codes
-            .iter()
-            .map(|code| check.findings.total_of(*code).count);
-        totals.sum()
+        let findings = check.findings.iter();
+        let hosts = findings
+            .filter(|finding| codes.contains(&finding.code))
+            .filter_map(|finding| finding.host);
+        hosts
+            .map(|host| host.end().min(clusters).saturating_sub(host.start.0))
+            .sum()
     };
     let overlaps = total(&[
         Code::MetadataOverlap,
