@@ -53,6 +53,8 @@ impl GroupVisitor<MetadataCluster> for Visitor {
 
 /// Clusters looked at together.
 const AT_ONCE: usize = 1 << 16;
+/// So many clusters in a row are worth a question about holes.
+const LONG: u64 = 64;
 
 /// A number for the state of all metadata of an image; 0 where the header gives no cluster size.
 ///
@@ -66,7 +68,8 @@ pub fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> io:
         let claimed = survey.claims.iter().map(|claim| claim.clusters);
         let tables = survey.l2_tables.iter();
         let tables = tables.map(|item| ClusterRange::one(item.cluster));
-        let mut clusters = each_once(claimed.chain(tables).collect());
+        let ranges = ClusterRange::merged(claimed.chain(tables).collect());
+        let mut clusters = stored(image.storage(), walk.geometry.cluster_bytes(), ranges);
         loop {
             let piece = clusters.by_ref().take(AT_ONCE).map(MetadataCluster);
             let piece: Vec<MetadataCluster> = piece.collect();
@@ -91,14 +94,31 @@ pub fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> io:
     Ok(sum)
 }
 
-/// The clusters of ranges that may overlap, in order, each once.
-fn each_once(mut ranges: Vec<ClusterRange>) -> impl Iterator<Item = HostCluster> {
-    ranges.sort_unstable_by_key(|range| (range.start, range.count));
-    let mut done = 0;
+/// The clusters of these ranges that may be other than zero: a long range may nearly all of it lie in a hole.
+fn stored<S: Storage>(
+    storage: &S,
+    cluster_bytes: u64,
+    ranges: Vec<ClusterRange>,
+) -> impl Iterator<Item = HostCluster> {
+    let first_stored = move |from: u64| match storage.next_data(from.saturating_mul(cluster_bytes))
+    {
+        Ok(Some(data)) => data / cluster_bytes,
+        Ok(None) => u64::MAX,
+        // What the system cannot say, reading does.
+        Err(_) => from,
+    };
     ranges.into_iter().flat_map(move |range| {
-        let start = range.start.0.max(done);
-        done = done.max(range.end());
-        (start..range.end()).map(HostCluster)
+        let (mut next, end) = (range.start.0, range.end());
+        std::iter::from_fn(move || {
+            if end.saturating_sub(next) >= LONG {
+                next = next.max(first_stored(next));
+            }
+            let start = next.min(end);
+            next = start.saturating_add(LONG).min(end);
+            (start < end).then_some(start..next)
+        })
+        .flatten()
+        .map(HostCluster)
     })
 }
 
@@ -106,20 +126,41 @@ fn each_once(mut ranges: Vec<ClusterRange>) -> impl Iterator<Item = HostCluster>
 mod tests {
     use super::*;
 
+    /// Zeros, but for one byte.
+    struct Sparse {
+        data: u64,
+    }
+
+    impl Storage for Sparse {
+        fn length_bytes(&self) -> io::Result<u64> {
+            Ok(1 << 60)
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+            for (byte, offset) in buffer.iter_mut().zip(offset..) {
+                *byte = u8::from(offset == self.data);
+            }
+            Ok(())
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+            Ok((offset <= self.data).then_some(self.data))
+        }
+    }
+
     #[test]
-    fn clusters_of_ranges_that_overlap_are_told_once() {
+    fn holes_of_long_ranges_cost_nothing() {
         let range = |start, count| ClusterRange {
             start: HostCluster(start),
             count,
         };
-        let ranges = vec![
-            range(7, 2),
-            range(1, 5),
-            range(2, 2),
-            range(1, 1),
-            range(5, 3),
-        ];
-        let told: Vec<u64> = each_once(ranges).map(|cluster| cluster.0).collect();
-        assert_eq!(told, [1, 2, 3, 4, 5, 6, 7, 8]);
+        let storage = Sparse { data: 512 << 40 };
+        let ranges = vec![range(0, LONG - 1), range(1 << 10, 1 << 50)];
+        let told: Vec<u64> = stored(&storage, 512, ranges)
+            .map(|cluster| cluster.0)
+            .collect();
+        let first = 0..LONG - 1;
+        let second = 1 << 40..(1 << 40) + LONG;
+        assert_eq!(told, first.chain(second).collect::<Vec<_>>());
     }
 }

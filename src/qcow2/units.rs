@@ -57,6 +57,19 @@ impl ClusterRange {
     pub fn clusters(self) -> impl Iterator<Item = HostCluster> {
         (self.start.0..self.end()).map(HostCluster)
     }
+
+    /// The same clusters as those of ranges that may overlap, each once, in order, in as few ranges as there can be.
+    pub(crate) fn merged(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.dedup_by(|range, before| {
+            let touches = range.start.0 <= before.end();
+            if touches {
+                before.count = before.end().max(range.end()) - before.start.0;
+            }
+            touches
+        });
+        ranges
+    }
 }
 
 impl GuestRange {
@@ -75,5 +88,22 @@ impl fmt::Display for HostOffset {
 impl fmt::Display for GuestRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}-{:#x}", self.start.0, self.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_overlap_or_touch_become_one() {
+        let range = |start, count| ClusterRange {
+            start: HostCluster(start),
+            count,
+        };
+        let ranges = [(7, 2), (1, 5), (2, 2), (1, 1), (5, 3), (11, 1), (10, 0)];
+        let ranges = ranges.map(|(start, count)| range(start, count)).to_vec();
+        let merged = ClusterRange::merged(ranges);
+        assert_eq!(merged, [range(1, 8), range(10, 2)]);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::check::Examination;
 use crate::finding::OwnerKind;
-use crate::qcow2::HostCluster;
+use crate::qcow2::ClusterRange;
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 
@@ -60,11 +60,9 @@ pub(in crate::plan) fn garbage<S: Storage>(examination: &Examination<'_, S>) -> 
     }
     let claims = examination.survey.claims.iter();
     let claims = claims.filter(|claim| NEVER_SHARED.contains(&claim.kind));
-    let clusters: BTreeSet<HostCluster> = claims
-        .flat_map(|claim| claim.clusters.clusters())
-        .filter(|cluster| cluster.0 < geometry.file_clusters())
-        .collect();
-    for cluster in clusters {
+    let ranges = ClusterRange::merged(claims.map(|claim| claim.clusters).collect());
+    let clusters = ranges.into_iter().flat_map(ClusterRange::clusters);
+    for cluster in clusters.take_while(|cluster| cluster.0 < geometry.file_clusters()) {
         if examination.has_conflict(cluster) {
             continue;
         }
