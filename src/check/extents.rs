@@ -13,6 +13,7 @@ use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding};
 use crate::qcow2::{CompressedExtent, Geometry, HostOffset, Place, SECTOR_BYTES};
 use crate::walk::Notes;
+use crate::walk::l2_table::CHUNK;
 
 /// Runs kept in one image; beyond, overlaps are not looked for, and the coverage says so.
 const MAX_RUNS: usize = 1 << 24;
@@ -48,37 +49,71 @@ impl Extents {
         }
     }
 
-    #[inline]
     pub(super) fn push(&mut self, extent: CompressedExtent, guest_cluster: u64) {
-        let start = extent.offset.0;
-        let last_sector = extent.last_sector_offset().0;
-        if let Some(run) = self.runs.last_mut()
+        self.append(Run::one(extent, guest_cluster));
+    }
+
+    /// Extents of guest clusters that follow one another.
+    pub(super) fn push_chunk(&mut self, extents: &[CompressedExtent; CHUNK], guest_cluster: u64) {
+        let [first, .., last] = *extents;
+        let pairs = extents.iter().zip(extents.iter().skip(1));
+        // Without a branch for each pair: nearly always it is all of them.
+        let are_one_run = pairs.fold(true, |all, (before, next)| {
+            all & follows(
+                before.offset.0,
+                before.last_sector_offset().0,
+                next.offset.0,
+            )
+        });
+        if are_one_run && !self.is_shared {
+            return self.append(Run {
+                count: CHUNK as u64,
+                last_sector: last.last_sector_offset().0,
+                last_start: last.offset.0,
+                ..Run::one(first, guest_cluster)
+            });
+        }
+        for (guest_cluster, &extent) in (guest_cluster..).zip(extents) {
+            self.push(extent, guest_cluster);
+        }
+    }
+
+    fn append(&mut self, run: Run) {
+        if let Some(last) = self.runs.last_mut()
             && !self.is_shared
-            && run.is_followed_by(start, guest_cluster)
+            && last.is_followed_by(run)
         {
-            run.last_sector = last_sector;
-            run.last_start = start;
-            run.count += 1;
+            last.last_sector = run.last_sector;
+            last.last_start = run.last_start;
+            last.count += run.count;
             return;
         }
-        self.runs.push(Run {
-            start,
-            last_sector,
-            guest_cluster,
-            count: 1,
-            last_start: start,
-        });
+        self.runs.push(run);
     }
 }
 
 impl Run {
-    /// Whether an extent begins where this run may be followed, with nothing between them.
-    fn is_followed_by(&self, start: u64, guest_cluster: u64) -> bool {
-        // An offset before the last sector wraps around, to a distance no two extents have.
-        start > self.last_start
-            && start.wrapping_sub(self.last_sector) <= SECTOR_BYTES
-            && self.guest_cluster.wrapping_add(self.count) == guest_cluster
+    fn one(extent: CompressedExtent, guest_cluster: u64) -> Self {
+        Self {
+            start: extent.offset.0,
+            last_sector: extent.last_sector_offset().0,
+            guest_cluster,
+            count: 1,
+            last_start: extent.offset.0,
+        }
     }
+
+    /// Whether another run begins where this one may be followed, with nothing between them.
+    fn is_followed_by(&self, next: Self) -> bool {
+        follows(self.last_start, self.last_sector, next.start)
+            && self.guest_cluster.wrapping_add(self.count) == next.guest_cluster
+    }
+}
+
+/// Whether an extent may begin at `start` with nothing between it and one that begins at `before`.
+fn follows(before: u64, last_sector: u64, start: u64) -> bool {
+    // An offset before the last sector wraps around, to a distance no two extents have.
+    (start > before) & (start.wrapping_sub(last_sector) <= SECTOR_BYTES)
 }
 
 /// Looks for overlaps among the extents of all groups.
@@ -167,6 +202,32 @@ mod tests {
         assert_eq!(overlaps(&[(100, 1, 7), (100, 1, 7)], true), 0);
         assert_eq!(overlaps(&[(100, 1, 7), (100, 1, 8)], false), 1);
         assert_eq!(overlaps(&[(0, 2, 6), (600, 1, 7), (600, 1, 8)], false), 1);
+    }
+
+    #[test]
+    fn a_chunk_of_extents_leaves_the_runs_that_its_extents_leave_one_by_one() {
+        for (gap_at, is_shared) in [(0, false), (1, false), (40, false), (63, false), (0, true)] {
+            let extents: [CompressedExtent; CHUNK] = std::array::from_fn(|index| {
+                let gap = if index < gap_at { 0 } else { 5120 };
+                let offset = HostOffset(index as u64 * 1024 + gap);
+                CompressedExtent { offset, sectors: 2 }
+            });
+            let mut whole = Extents::new(is_shared);
+            let mut single = Extents::new(is_shared);
+            for guest_cluster in [0, 64] {
+                whole.push_chunk(&extents, guest_cluster);
+                for (guest_cluster, &extent) in (guest_cluster..).zip(&extents) {
+                    single.push(extent, guest_cluster);
+                }
+            }
+            assert_eq!(whole.runs, single.runs, "a gap at {gap_at}");
+            let count = match (is_shared, gap_at) {
+                (true, _) => 2 * CHUNK,
+                (false, 0) => 2,
+                (false, _) => 4,
+            };
+            assert_eq!(whole.runs.len(), count, "a gap at {gap_at}");
+        }
     }
 
     #[test]

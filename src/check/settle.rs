@@ -104,13 +104,13 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
             visitor: self,
             last: item.cluster.0,
             run: FragmentationRun::default(),
-            compressed: None,
+            compressed: (HostCluster(0), 0),
         };
         payer
             .visitor
             .rules
             .walk_runs(item, bytes, Some(&mut notes), &mut payer);
-        payer.pay_for_compressed();
+        payer.pay_for_compressed(payer.compressed.0, payer.compressed.1);
         let Payer { last, run, .. } = payer;
         self.notes = notes;
         self.last.fetch_max(last, Relaxed);
@@ -132,7 +132,7 @@ struct Payer<'a, 'b> {
     last: u64,
     run: FragmentationRun,
     /// References of compressed data to one cluster, not yet paid: its extents mostly follow one another.
-    compressed: Option<(HostCluster, u64)>,
+    compressed: (HostCluster, u64),
 }
 
 impl Payer<'_, '_> {
@@ -144,25 +144,19 @@ impl Payer<'_, '_> {
     ) {
         self.visitor.extents.push(extent, guest_cluster);
         for cluster in clusters.clusters() {
-            self.owe_for_compressed(cluster);
+            let (before, owed) = self.compressed;
+            if before != cluster {
+                self.pay_for_compressed(before, owed);
+                self.compressed = (cluster, 0);
+            }
+            self.compressed.1 += self.item.weight();
         }
         self.last = self.last.max(clusters.end().saturating_sub(1));
     }
 
-    #[inline]
-    fn owe_for_compressed(&mut self, cluster: HostCluster) {
-        let weight = self.item.weight();
-        match &mut self.compressed {
-            Some((last, owed)) if *last == cluster => *owed += weight,
-            _ => {
-                self.pay_for_compressed();
-                self.compressed = Some((cluster, weight));
-            }
-        }
-    }
-
-    fn pay_for_compressed(&mut self) {
-        if let Some((cluster, weight)) = self.compressed.take() {
+    /// References of compressed data to one cluster, together; none is nothing.
+    fn pay_for_compressed(&self, cluster: HostCluster, weight: u64) {
+        if weight > 0 {
             let payment = Payment {
                 weight,
                 identity: Identity::Compressed,
@@ -216,27 +210,39 @@ impl Entries for Payer<'_, '_> {
         true
     }
 
-    fn compressed_chunk(&mut self, guest_cluster: u64, words: &[u64; CHUNK]) -> bool {
+    fn compressed_chunk(
+        &mut self,
+        guest_cluster: u64,
+        extents: &[CompressedExtent; CHUNK],
+    ) -> bool {
         let geometry = self.visitor.rules.geometry;
-        for (guest_cluster, &word) in (guest_cluster..).zip(words) {
-            let Some(extent) = L2Entry(word).compressed_extent(geometry) else {
-                continue;
-            };
-            self.run.add_compressed();
-            self.visitor.extents.push(extent, guest_cluster);
+        self.run.add_compressed(CHUNK as u64);
+        self.visitor.extents.push_chunk(extents, guest_cluster);
+        let weight = self.item.weight();
+        let (mut cluster, mut owed) = self.compressed;
+        let mut furthest = self.last;
+        for extent in extents {
             let first = geometry.cluster_at(extent.offset);
             let last = geometry.cluster_at(extent.last_sector_offset());
-            self.owe_for_compressed(first);
-            for cluster in first.0 + 1..=last.0 {
-                self.owe_for_compressed(HostCluster(cluster));
+            if first != cluster {
+                self.pay_for_compressed(cluster, mem::take(&mut owed));
+                cluster = first;
             }
-            self.last = self.last.max(last.0);
+            owed += weight;
+            while cluster < last {
+                self.pay_for_compressed(cluster, owed);
+                cluster.0 += 1;
+                owed = weight;
+            }
+            furthest = furthest.max(last.0);
         }
+        self.compressed = (cluster, owed);
+        self.last = furthest;
         true
     }
 
     fn compressed(&mut self, entry: CompressedEntry) {
-        self.run.add_compressed();
+        self.run.add_compressed(1);
         self.pay_for_extent(entry.extent, entry.guest_cluster, entry.clusters);
     }
 
@@ -328,17 +334,17 @@ struct FragmentationRun {
 impl FragmentationRun {
     fn add(&mut self, mapped: &Mapped, cluster_bytes: u64) {
         match mapped.target {
-            Target::Compressed { .. } => self.add_compressed(),
+            Target::Compressed { .. } => self.add_compressed(1),
             Target::Standard { offset, .. } | Target::External { offset } => {
                 self.add_run(offset.0, 1, cluster_bytes);
             }
         }
     }
 
-    fn add_compressed(&mut self) {
-        self.allocated += 1;
-        self.compressed += 1;
-        self.fragmented += 1;
+    fn add_compressed(&mut self, count: u64) {
+        self.allocated += count;
+        self.compressed += count;
+        self.fragmented += count;
     }
 
     fn add_run(&mut self, offset: u64, count: u64, cluster_bytes: u64) {

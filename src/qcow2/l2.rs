@@ -145,15 +145,19 @@ impl L2Entry {
     /// The extent of a compressed descriptor.
     #[inline]
     pub fn compressed_extent(self, geometry: Geometry) -> Option<CompressedExtent> {
-        if !self.is_compressed() {
-            return None;
-        }
+        self.is_compressed()
+            .then(|| self.extent_if_compressed(geometry))
+    }
+
+    /// The same, where it is known to be one.
+    #[inline]
+    pub(crate) fn extent_if_compressed(self, geometry: Geometry) -> CompressedExtent {
         let sector_shift = 62 - (geometry.cluster_bits() - 8);
         let descriptor = self.0 & bits(0, 61);
-        Some(CompressedExtent {
+        CompressedExtent {
             offset: HostOffset(descriptor & ((1 << sector_shift) - 1)),
             sectors: (descriptor >> sector_shift) + 1,
-        })
+        }
     }
 }
 

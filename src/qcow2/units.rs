@@ -101,7 +101,7 @@ mod tests {
             start: HostCluster(start),
             count,
         };
-        let ranges = [(7, 2), (1, 5), (2, 2), (1, 1), (5, 3), (11, 1), (10, 0)];
+        let ranges = [(7, 2), (1, 5), (2, 2), (1, 1), (5, 3), (11, 1), (10, 1)];
         let ranges = ranges.map(|(start, count)| range(start, count)).to_vec();
         let merged = ClusterRange::merged(ranges);
         assert_eq!(merged, [range(1, 8), range(10, 2)]);

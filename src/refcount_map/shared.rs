@@ -273,6 +273,14 @@ fn word_where(word: usize, is_set: impl Fn(usize) -> bool) -> u64 {
 impl Payments {
     /// What one payment changes in the sum of the identities.
     fn difference(&self, slot: usize, payable: Payable) -> u64 {
+        let share = if payable.is_first {
+            payable.owed.wrapping_sub(self.weight)
+        } else {
+            self.weight.wrapping_neg()
+        };
+        if share == 0 {
+            return 0;
+        }
         // A structure shares with nobody, not even another structure: the second one is none of the first's kind.
         let kind = match self.identity {
             Identity::Metadata => u64::from(payable.is_first),
@@ -281,11 +289,6 @@ impl Payments {
                 let distance = (slot as u64).wrapping_sub(self.slot as u64);
                 cluster.wrapping_add(distance).wrapping_add(3)
             }
-        };
-        let share = if payable.is_first {
-            payable.owed.wrapping_sub(self.weight)
-        } else {
-            self.weight.wrapping_neg()
         };
         share.wrapping_mul(scramble(
             scramble(kind ^ self.key).wrapping_add(slot as u64),

@@ -92,8 +92,12 @@ pub(crate) struct CompressedEntry {
 pub(crate) trait Entries {
     /// Standard descriptors, in which nothing is wrong by itself.
     fn run(&mut self, run: Run);
-    /// Descriptors of compressed data in which nothing is wrong by themselves; `false` if they are to be told one by one.
-    fn compressed_chunk(&mut self, _guest_cluster: u64, _words: &[u64; CHUNK]) -> bool {
+    /// The extents of descriptors of compressed data in which nothing is wrong by themselves; `false` if they are to be told one by one.
+    fn compressed_chunk(
+        &mut self,
+        _guest_cluster: u64,
+        _extents: &[CompressedExtent; CHUNK],
+    ) -> bool {
         false
     }
     /// A descriptor of compressed data in which nothing is wrong by itself.
@@ -153,7 +157,11 @@ impl<F: FnMut(Run)> Entries for StandardRuns<F> {
 
     fn compressed(&mut self, _entry: CompressedEntry) {}
 
-    fn compressed_chunk(&mut self, _guest_cluster: u64, _words: &[u64; CHUNK]) -> bool {
+    fn compressed_chunk(
+        &mut self,
+        _guest_cluster: u64,
+        _extents: &[CompressedExtent; CHUNK],
+    ) -> bool {
         true
     }
 
@@ -271,8 +279,8 @@ impl Rules {
                 tally.used += used;
                 return;
             }
-            if context.is_all_compressed(chunk)
-                && entries.compressed_chunk(context.first_guest_cluster + chunk.index, &chunk.words)
+            if let Some(extents) = context.all_compressed(chunk)
+                && entries.compressed_chunk(context.first_guest_cluster + chunk.index, &extents)
             {
                 tally.used += CHUNK as u64;
                 return;
@@ -364,18 +372,18 @@ impl TableContext<'_> {
         (is_ordinary && following < CHUNK as u64 / 4).then_some(used)
     }
 
-    /// Whether a chunk is nothing but descriptors of compressed data in which nothing is wrong.
-    fn is_all_compressed(&self, chunk: &Chunk) -> bool {
+    /// The extents of a chunk that is nothing but descriptors of compressed data in which nothing is wrong.
+    fn all_compressed(&self, chunk: &Chunk) -> Option<[CompressedExtent; CHUNK]> {
         let geometry = self.rules.geometry;
         let is_plain = |word: &u64| L2Entry(*word).is_plain_compressed();
         if !self.may_be_plain || geometry.has_extended_l2() || !chunk.words.iter().all(is_plain) {
-            return false;
+            return None;
         }
-        let ends = chunk.words.iter().map(|word| {
-            let extent = L2Entry(*word).compressed_extent(geometry);
-            extent.map_or(u64::MAX, |extent| extent.end().0)
-        });
-        ends.fold(0, u64::max) < geometry.extent_limit()
+        let extents = chunk
+            .words
+            .map(|word| L2Entry(word).extent_if_compressed(geometry));
+        let ends = extents.iter().map(|extent| extent.end().0);
+        (ends.fold(0, u64::max) < geometry.extent_limit()).then_some(extents)
     }
 
     /// Tells the entries of any chunk: runs, other plain entries, and what is wrong with the rest.
