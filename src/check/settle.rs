@@ -104,13 +104,13 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
             visitor: self,
             last: item.cluster.0,
             run: FragmentationRun::default(),
-            compressed: (HostCluster(0), 0),
+            compressed: CompressedReferences::NONE,
         };
         payer
             .visitor
             .rules
             .walk_runs(item, bytes, Some(&mut notes), &mut payer);
-        payer.pay_for_compressed(payer.compressed.0, payer.compressed.1);
+        payer.pay_for_compressed();
         let Payer { last, run, .. } = payer;
         self.notes = notes;
         self.last.fetch_max(last, Relaxed);
@@ -131,8 +131,26 @@ struct Payer<'a, 'b> {
     /// The last cluster referred to.
     last: u64,
     run: FragmentationRun,
-    /// References of compressed data to one cluster, not yet paid: its extents mostly follow one another.
-    compressed: (HostCluster, u64),
+    compressed: CompressedReferences,
+}
+
+/// References of compressed data that are not yet paid: its extents mostly follow one another.
+struct CompressedReferences {
+    cluster: HostCluster,
+    /// Those to this cluster.
+    count: u64,
+    /// Those to clusters before it, a byte for each of the eight that begin here.
+    first: HostCluster,
+    counts: u64,
+}
+
+impl CompressedReferences {
+    const NONE: Self = Self {
+        cluster: HostCluster(0),
+        count: 0,
+        first: HostCluster(0),
+        counts: 0,
+    };
 }
 
 impl Payer<'_, '_> {
@@ -144,26 +162,46 @@ impl Payer<'_, '_> {
     ) {
         self.visitor.extents.push(extent, guest_cluster);
         for cluster in clusters.clusters() {
-            let (before, owed) = self.compressed;
-            if before != cluster {
-                self.pay_for_compressed(before, owed);
-                self.compressed = (cluster, 0);
-            }
-            self.compressed.1 += self.item.weight();
+            self.refer_to_compressed(cluster);
         }
         self.last = self.last.max(clusters.end().saturating_sub(1));
     }
 
-    /// References of compressed data to one cluster, together; none is nothing.
-    fn pay_for_compressed(&self, cluster: HostCluster, weight: u64) {
-        if weight > 0 {
-            let payment = Payment {
-                weight,
-                identity: Identity::Compressed,
-                flag: CopiedFlag::Any,
-            };
-            self.visitor.ledger.pay(cluster, payment);
+    #[inline]
+    fn refer_to_compressed(&mut self, cluster: HostCluster) {
+        if self.compressed.cluster != cluster {
+            self.leave_compressed_cluster();
+            self.compressed.cluster = cluster;
         }
+        self.compressed.count += self.item.weight();
+    }
+
+    #[inline]
+    fn leave_compressed_cluster(&mut self) {
+        let CompressedReferences { cluster, count, .. } = self.compressed;
+        let first = HostCluster(cluster.0 - cluster.0 % 8);
+        let shift = 8 * (cluster.0 % 8);
+        let owing = &mut self.compressed;
+        owing.count = 0;
+        if owing.first != first || owing.counts >> shift & 0xff != 0 {
+            let counts = mem::take(&mut owing.counts);
+            let before = mem::replace(&mut owing.first, first);
+            self.visitor.ledger.pay_for_compressed(before, counts);
+        }
+        if count <= Directory::MAX_BYTE {
+            self.compressed.counts |= count << shift;
+        } else {
+            self.visitor
+                .ledger
+                .pay(cluster, Payment::for_compressed(count));
+        }
+    }
+
+    fn pay_for_compressed(&mut self) {
+        self.leave_compressed_cluster();
+        let CompressedReferences { first, counts, .. } = self.compressed;
+        self.visitor.ledger.pay_for_compressed(first, counts);
+        self.compressed = CompressedReferences::NONE;
     }
 
     fn payment(&self, identity: Identity, copied: bool) -> Payment {
@@ -218,25 +256,16 @@ impl Entries for Payer<'_, '_> {
         let geometry = self.visitor.rules.geometry;
         self.run.add_compressed(CHUNK as u64);
         self.visitor.extents.push_chunk(extents, guest_cluster);
-        let weight = self.item.weight();
-        let (mut cluster, mut owed) = self.compressed;
         let mut furthest = self.last;
         for extent in extents {
             let first = geometry.cluster_at(extent.offset);
             let last = geometry.cluster_at(extent.last_sector_offset());
-            if first != cluster {
-                self.pay_for_compressed(cluster, mem::take(&mut owed));
-                cluster = first;
-            }
-            owed += weight;
-            while cluster < last {
-                self.pay_for_compressed(cluster, owed);
-                cluster.0 += 1;
-                owed = weight;
+            self.refer_to_compressed(first);
+            for cluster in first.0 + 1..=last.0 {
+                self.refer_to_compressed(HostCluster(cluster));
             }
             furthest = furthest.max(last.0);
         }
-        self.compressed = (cluster, owed);
         self.last = furthest;
         true
     }

@@ -48,6 +48,15 @@ pub(crate) struct Payment {
 }
 
 impl Payment {
+    /// So many references of compressed data.
+    pub(crate) fn for_compressed(count: u64) -> Self {
+        Self {
+            weight: count,
+            identity: Identity::Compressed,
+            flag: CopiedFlag::Any,
+        }
+    }
+
     /// The payment for what lies `count` clusters further on in the run.
     fn after(self, count: u64) -> Self {
         Self {
@@ -293,6 +302,9 @@ pub(crate) struct Directory<'a> {
 }
 
 impl Directory<'_> {
+    /// The most references to one cluster that are paid together with those to its neighbours.
+    pub(crate) const MAX_BYTE: u64 = Shared::MAX_NARROW;
+
     /// Makes a cluster a suspect.
     pub(crate) fn suspect(&self, cluster: HostCluster) {
         self.ledger.suspects.insert(cluster);
@@ -314,6 +326,26 @@ impl Directory<'_> {
                 self.ledger.suspects.insert_word(first, failed);
             }
             done += count;
+        }
+    }
+
+    /// Pays for compressed data in the eight clusters from `first` on, a multiple of 8: a byte of `counts` is the number of
+    /// references to one, at most [`MAX_BYTE`](Self::MAX_BYTE).
+    pub(crate) fn pay_for_compressed(&self, first: HostCluster, counts: u64) {
+        if counts == 0 {
+            return;
+        }
+        let (index, slot) = locate(first);
+        let shared = self.region(index).and_then(|region| region.shared.get());
+        // Mostly these are all the references there are.
+        if shared.is_some_and(|shared| shared.pay_off(slot, counts)) {
+            return;
+        }
+        for lane in 0..8 {
+            let count = counts >> (8 * lane) & 0xff;
+            if count > 0 {
+                self.pay(HostCluster(first.0 + lane), Payment::for_compressed(count));
+            }
         }
     }
 

@@ -67,6 +67,9 @@ impl Shared {
     /// What one takes, but for wide counters.
     pub(super) const BYTES: usize = size_of::<Self>() + COUNT_WORDS * size_of::<u64>();
 
+    /// The largest count that needs no wide counter.
+    pub(super) const MAX_NARROW: u64 = COUNT - 1;
+
     pub(super) fn new() -> Self {
         Self {
             owed: (0..COUNT_WORDS).map(|_| AtomicU64::new(0)).collect(),
@@ -169,6 +172,21 @@ impl Shared {
             self.identities.fetch_add(sum, Relaxed);
         }
         failed
+    }
+
+    /// Takes all that is owed on clusters among the eight from `slot` on, if it is just this, a byte of at most
+    /// [`MAX_NARROW`](Self::MAX_NARROW) for each, and nobody has paid before: then all who pay are of one identity. Otherwise
+    /// takes nothing, and returns `false`.
+    pub(super) fn pay_off(&self, slot: usize, counts: u64) -> bool {
+        let Some(word) = self.owed.get(slot / LANES) else {
+            return false;
+        };
+        let chosen = ((counts + LOWEST * COUNT) >> 7) & LOWEST;
+        let lanes = chosen * 0xff;
+        let paid = word.fetch_update(Relaxed, Relaxed, |owed| {
+            (owed & lanes == counts).then_some((owed & !lanes) | (chosen * TOUCHED))
+        });
+        paid.is_ok()
     }
 
     /// Takes a payment for one cluster, as `pay` does for many.

@@ -382,8 +382,12 @@ impl TableContext<'_> {
         let extents = chunk
             .words
             .map(|word| L2Entry(word).extent_if_compressed(geometry));
-        let ends = extents.iter().map(|extent| extent.end().0);
-        (ends.fold(0, u64::max) < geometry.extent_limit()).then_some(extents)
+        // Offsets have 62 bits: one past the limit leaves the highest bit, which vectors can gather, as they cannot compare.
+        let last = geometry.extent_limit().min(i64::MAX as u64) - 1;
+        let beyond = extents
+            .iter()
+            .map(|extent| last.wrapping_sub(extent.end().0));
+        (beyond.fold(0, |all, one| all | one) >> 63 == 0).then_some(extents)
     }
 
     /// Tells the entries of any chunk: runs, other plain entries, and what is wrong with the rest.

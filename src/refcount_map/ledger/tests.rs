@@ -245,6 +245,56 @@ fn scattered_clusters_pay_as_any_others() {
 }
 
 #[test]
+fn compressed_data_in_eight_clusters_is_paid_as_in_each() {
+    for seed in 0..300 {
+        let mut numbers = Numbers(seed);
+        let mut counts = some_counts(&mut numbers);
+        // One thing that does not come out even throws doubt on the whole region: in every other image all does.
+        let comes_out_even = seed % 2 == 0;
+        if comes_out_even {
+            for count in &mut counts {
+                *count = Directory::MAX_BYTE.min(*count);
+            }
+        }
+        let clusters = || (FIRST..).map(HostCluster);
+        let mut before = Vec::new();
+        let payments: Vec<u64> = clusters()
+            .zip(&counts)
+            .map(|(cluster, &count)| match numbers.below(60) {
+                0 if !comes_out_even => numbers.below(Directory::MAX_BYTE + 1),
+                1 if !comes_out_even => 0,
+                // Somebody was here before, who may be somebody else.
+                2..=5 if count > 1 => {
+                    let payment = match some_run(&mut numbers) {
+                        (_, other) if !comes_out_even => Payment { weight: 1, ..other },
+                        _ => Payment::for_compressed(1),
+                    };
+                    before.push((ClusterRange::one(cluster), payment));
+                    (count - 1).min(Directory::MAX_BYTE)
+                }
+                _ => count.min(Directory::MAX_BYTE),
+            })
+            .collect();
+        let expected = outcome(&counts, |ledger| {
+            pay_runs(ledger, &before);
+            for (cluster, &count) in clusters().zip(&payments).filter(|(_, count)| **count > 0) {
+                ledger.pay(cluster, Payment::for_compressed(count));
+            }
+        });
+        let together = outcome(&counts, |ledger| {
+            pay_runs(ledger, &before);
+            for (first, counts) in clusters().step_by(8).zip(payments.chunks(8)) {
+                let bytes = (0..)
+                    .zip(counts)
+                    .fold(0, |bytes, (lane, count)| bytes | count << (8 * lane));
+                ledger.pay_for_compressed(first, bytes);
+            }
+        });
+        assert_eq!(together, expected, "seed {seed}");
+    }
+}
+
+#[test]
 fn counts_beyond_the_counter_are_left_to_the_tally() {
     assert!(is_suspect(&ledger(70_000)));
 }
