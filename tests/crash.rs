@@ -24,6 +24,7 @@ use qfsck::{
 use crate::corpus::cases;
 use crate::repair::{MemorySink, refcounts};
 use crate::support::image_forge::{Forge, Forged, Tree};
+use crate::support::sample::sampled;
 
 const SECTOR: usize = 512;
 
@@ -460,6 +461,10 @@ pub(crate) fn forged() -> Vec<(String, Vec<u8>)> {
     images
 }
 
+fn some_forged() -> Vec<(String, Vec<u8>)> {
+    sampled("damaged images", forged(), 4)
+}
+
 /// Images whose refcount structures have to be built anew.
 fn rebuilt() -> Vec<(String, Vec<u8>)> {
     let kinds = refcounts::DAMAGES.into_iter();
@@ -569,13 +574,11 @@ const DAMAGES: [(&str, Damage); 11] = [
 #[test]
 fn no_power_cut_makes_an_image_worse_and_undo_comes_back_from_all() {
     let mut score = Score::default();
-    for (name, bytes) in forged() {
+    for (name, bytes) in some_forged() {
         try_image(&name, &bytes, false, &mut score);
     }
-    for (number, (name, bytes)) in rebuilt().into_iter().enumerate() {
-        if number % 3 == 0 {
-            try_image(&name, &bytes, false, &mut score);
-        }
+    for (name, bytes) in sampled("rebuilt images", rebuilt(), 13) {
+        try_image(&name, &bytes, false, &mut score);
     }
     for case in cases() {
         let bytes = fs::read(case.join("image.qcow2")).expect("an image");
@@ -607,7 +610,7 @@ fn no_power_cut_makes_an_image_worse_and_undo_comes_back_from_all() {
 #[test]
 fn without_syncs_the_same_repair_can_make_images_worse() {
     let mut score = Score::default();
-    for (name, bytes) in forged() {
+    for (name, bytes) in some_forged() {
         try_image(&name, &bytes, true, &mut score);
     }
     println!(
@@ -741,7 +744,8 @@ fn one_sync_of_an_undo_left_out_lets_a_power_cut_make_images_worse() {
 fn no_power_cut_makes_an_image_worse_while_a_repair_is_put_back_that_is_not_as_rehearsed() {
     let mut states = 0;
     let rebuilt = rebuilt().into_iter().step_by(11);
-    for (name, start) in forged().into_iter().step_by(9).chain(rebuilt) {
+    let images: Vec<_> = forged().into_iter().step_by(9).chain(rebuilt).collect();
+    for (name, start) in sampled("images whose repair is put back", images, 4) {
         let mut disk = Recording::new(&start);
         let mut plan = plan_of(&disk);
         // Somebody else's rehearsal.

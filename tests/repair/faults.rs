@@ -13,6 +13,7 @@ use super::binary::{Bench, Ended, IMAGE, Injection, UNDO_FILE, can_trace, in_par
 use super::killed::damaged;
 use crate::support::image_forge::Forge;
 use crate::support::needs::{has_tools, not_tested};
+use crate::support::sample::sampled;
 
 /// The images with the longest repairs are enough.
 const MOST_IMAGES: usize = 3;
@@ -265,6 +266,7 @@ fn any_system_call_may_fail_and_nothing_is_lost() {
             work.extend(lasts.iter().map(|lasts| (case, calls, what, *lasts)));
         }
     }
+    let work = sampled("images and ways to fail", work, 3);
     let scores = in_parallel(work, |(case, calls, what, lasts)| {
         fail_everywhere(case, calls, what, lasts)
     });

@@ -22,3 +22,5 @@ pub(crate) mod image_forge;
 #[expect(unreachable_pub, reason = "shared by tests only")]
 pub(crate) mod needs;
 pub(crate) mod qemu;
+#[expect(unreachable_pub, reason = "shared by tests only")]
+pub(crate) mod sample;
