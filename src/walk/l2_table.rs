@@ -15,6 +15,9 @@ use crate::qcow2::{
     Place, Refusal,
 };
 
+/// Fewer entries of a chunk than these that follow the one before are not worth to be told as runs.
+const SCATTERED: u32 = 16;
+
 impl Table for L2Item {
     fn cluster(&self) -> HostCluster {
         self.cluster
@@ -182,6 +185,14 @@ impl<F: FnMut(Run)> Entries for StandardRuns<F> {
     }
 }
 
+/// The entries of a chunk of ordinary and empty ones, a bit for each.
+#[derive(Clone, Copy)]
+struct Ordinary {
+    used: u64,
+    /// In the host cluster after that of the entry before, with the same flags.
+    following: u64,
+}
+
 /// How many of a table's entries are what.
 #[derive(Default)]
 struct TableTally {
@@ -273,10 +284,13 @@ impl Rules {
                 tally.used += run.clusters.count;
                 return entries.run(run);
             }
-            if let Some(used) = context.count_scattered(chunk)
-                && entries.scattered(context.first_guest_cluster + chunk.index, &chunk.words)
-            {
-                tally.used += used;
+            if let Some(ordinary) = context.ordinary(chunk) {
+                tally.used += u64::from(ordinary.used.count_ones());
+                let is_scattered = ordinary.following.count_ones() < SCATTERED;
+                let guest_cluster = context.first_guest_cluster + chunk.index;
+                if !is_scattered || !entries.scattered(guest_cluster, &chunk.words) {
+                    context.tell_runs(chunk, ordinary, entries);
+                }
                 return;
             }
             if let Some(extents) = context.all_compressed(chunk)
@@ -347,29 +361,55 @@ impl TableContext<'_> {
         is_run.then(|| self.run(chunk.index, first, CHUNK as u64))
     }
 
-    /// The entries in use of a chunk that is nothing but ordinary entries, few of which follow the one before.
-    fn count_scattered(&self, chunk: &Chunk) -> Option<u64> {
+    /// Which entries of a chunk are what, if it is nothing but ordinary and empty ones.
+    fn ordinary(&self, chunk: &Chunk) -> Option<Ordinary> {
         let may_be_copied = if self.is_active { L2Entry::COPIED } else { 0 };
         let is_compressed = L2Entry(chunk.words[0]).is_compressed();
         if !self.may_be_plain || chunk.has_contradiction || is_compressed {
             return None;
         }
-        let step = self.rules.geometry.cluster_bytes();
-        let (mut odd, mut furthest, mut is_bare) = (0, 0, false);
-        let (mut used, mut following, mut expected) = (0, 0, 0);
+        let last = self.rules.geometry.file_bytes().min(i64::MAX as u64);
+        // What vectors can gather, as they cannot compare: the highest bit of `remarks` is that of any difference below zero,
+        // where an offset lies beyond the file, or is none though the entry is not empty.
+        let (mut odd, mut remarks) = (0, 0);
         for (&word, &bitmap) in chunk.words.iter().zip(&chunk.bitmaps) {
             let offset = word & !may_be_copied;
+            let content = word | bitmap;
+            let is_bare = offset.wrapping_sub(1) & (content | content.wrapping_neg());
             odd |= offset;
-            furthest = furthest.max(offset);
-            is_bare |= offset == 0 && word | bitmap != 0;
-            used += u64::from(word != 0);
-            following += u64::from(word == expected);
-            expected = word.wrapping_add(step);
+            remarks |= last.wrapping_sub(1).wrapping_sub(offset) | is_bare;
         }
-        let is_ordinary = odd & (self.rules.odd_bits | L2Entry::COPIED) == 0
-            && furthest < self.rules.geometry.file_bytes()
-            && !is_bare;
-        (is_ordinary && following < CHUNK as u64 / 4).then_some(used)
+        if odd & (self.rules.odd_bits | L2Entry::COPIED) != 0 || remarks >> 63 != 0 {
+            return None;
+        }
+        let step = self.rules.geometry.cluster_bytes();
+        let (mut used, mut following, mut expected) = (0, 0, 0);
+        for (byte, words) in chunk.words.as_chunks::<8>().0.iter().enumerate() {
+            let (mut used_here, mut following_here) = (0, 0);
+            for (bit, &word) in words.iter().enumerate() {
+                used_here |= u64::from(word != 0) << bit;
+                following_here |= u64::from(word == expected) << bit;
+                expected = word.wrapping_add(step);
+            }
+            used |= used_here << (8 * byte);
+            following |= following_here << (8 * byte);
+        }
+        // An empty entry is followed by nothing.
+        let following = following & used & (used << 1);
+        Some(Ordinary { used, following })
+    }
+
+    /// Tells the runs of a chunk of ordinary entries.
+    fn tell_runs(&self, chunk: &Chunk, ordinary: Ordinary, entries: &mut impl Entries) {
+        let mut starts = ordinary.used & !ordinary.following;
+        while starts != 0 {
+            let at = starts.trailing_zeros();
+            let count = 1 + u64::from((ordinary.following >> at >> 1).trailing_ones());
+            starts &= starts - 1;
+            if let Some(&word) = chunk.words.get(at as usize) {
+                entries.run(self.run(chunk.index + u64::from(at), word, count));
+            }
+        }
     }
 
     /// The extents of a chunk that is nothing but descriptors of compressed data in which nothing is wrong.
