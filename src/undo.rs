@@ -63,6 +63,15 @@ pub struct UndoRecord<'a> {
     versions: &'a [[u8; 4]],
 }
 
+/// A range that the repair does not write to, and whose bytes an undo relies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relied<'a> {
+    /// Where in the image, in bytes; a multiple of [`SECTOR_BYTES`].
+    pub offset: u64,
+    /// One checksum for each sector, big endian.
+    checksums: &'a [[u8; 4]],
+}
+
 /// What becomes of a range in a repair: one version for each stage that changes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Versions {
@@ -125,6 +134,9 @@ pub struct UndoFile<'a> {
     pub header: UndoHeader,
     /// What to put back, in the order of the image, without overlaps; nothing in an [`UndoState::Incomplete`] file.
     pub records: Vec<UndoRecord<'a>>,
+    /// What must be as it was for an undo to put anything back: guest data that had two owners, and was copied for one of
+    /// them. Files of version 1 and 2 have none.
+    pub relied_on: Vec<Relied<'a>>,
     /// Digest of the image's metadata before the repair; only the caller knows of what. Files of version 1 have none.
     pub digest_before: Option<u64>,
     /// How far the repair came.
@@ -155,7 +167,7 @@ pub enum UndoError {
     #[error("holds no whole header, and no repair was ever committed in it")]
     NoHeader,
     /// Made by a later qfsck.
-    #[error("is an undo file of version {0}; this qfsck knows versions 1 and 2")]
+    #[error("is an undo file of version {0}; this qfsck knows versions 1 to 3")]
     UnknownVersion(u32),
     /// Made by a later qfsck.
     #[error("has unknown flags {0:#x}; a later qfsck made it")]

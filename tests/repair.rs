@@ -171,7 +171,8 @@ fn has_no_second_plan(repaired: &Repaired, wishes: &RepairOptions) -> Result<(),
     }
     // What was given up is not freed by the repair that gave it up.
     let gave_up = !wishes.accepted_losses.is_empty();
-    let frees = |stage: &Stage| stage.kind >= StageKind::LowerRefcounts;
+    let frees =
+        |stage: &Stage| stage.kind >= StageKind::LowerRefcounts || stage.kind == StageKind::Guard;
     if gave_up && again.stages.iter().all(frees) {
         return Ok(());
     }

@@ -321,6 +321,7 @@ impl<S: Storage> Repair<'_, '_, S> {
             return Ok(Some(Ok(())));
         }
         if broken.any(|code| self.wishes.accepts(code)) {
+            changes.gave_up = true;
             return Ok(None);
         }
         Ok(Some(Err(format!(

@@ -20,6 +20,8 @@ pub(super) struct Changes {
     pub(super) released: Vec<ClusterRange>,
     /// Clusters whose count goes to zero.
     pub(super) freed: Vec<HostCluster>,
+    /// Somebody's acceptance of a loss is what some of this rests on.
+    pub(super) gave_up: bool,
     /// What the pass leaves as it is, and why.
     pub(super) withheld: Vec<Withheld>,
 }

@@ -129,7 +129,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             |stage: &&Stage| !matches!(stage.kind, StageKind::Guard | StageKind::ClearState);
         let stages_of_data = stages.iter().filter(is_about_data);
         let mut answered = stages_of_data.flat_map(|stage| stage.changes.keys());
-        self.notes.gave_up |= answered.any(|&code| wishes.accepts(code));
+        self.notes.gave_up |= changes.gave_up || answered.any(|&code| wishes.accepts(code));
         for edit in stages.iter().flat_map(|stage| &stage.edits) {
             self.overlay.write(edit.offset, &edit.after);
         }

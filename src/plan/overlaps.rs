@@ -61,20 +61,23 @@ pub(super) fn part<S: Storage>(
         return Ok(Changes::default());
     }
     if let Some(reason) = forbidden(examination, wishes, notes) {
-        return Ok(nothing(findings, reason));
+        return Ok(nothing(findings, &reason));
     }
     let Some(contested) = Contested::gather(examination) else {
         return Ok(nothing(findings, UNREAD));
     };
     match separate(examination, &contested)? {
-        Ok(changes) => Ok(changes),
+        // With a copy each, nothing tells any more that a cluster which looks leaked is what one of them meant.
+        Ok(changes) => Ok(Changes {
+            gave_up: notes.doubt().is_some(),
+            ..changes
+        }),
         Err(reason) => Ok(nothing(findings, &reason)),
     }
 }
 
-/// With a copy each, nothing would tell any more that a cluster which looks leaked is what one of them meant.
 const MAY_BE_MEANT: &str = "clusters are counted that nothing uses, or counts are not known: one of the pointers may be damaged and have meant \
-     one of those; writes are kept apart meanwhile; --accept-loss CODE gives each owner a copy of what both see now";
+     one of those; writes are kept apart meanwhile";
 
 const UNREAD: &str =
     "not every table could be read, so who else uses the same clusters is not known";
@@ -84,15 +87,36 @@ fn forbidden<S: Storage>(
     examination: &Examination<'_, S>,
     wishes: &RepairOptions,
     notes: &DraftNotes,
-) -> Option<&'static str> {
+) -> Option<String> {
     if wishes.overlaps == Overlaps::Keep {
-        return Some("it is left as it is, as asked for");
+        return Some("it is left as it is, as asked for".to_owned());
     }
     if examination.notes.coverage.failure_count() > 0 {
-        return Some(UNREAD);
+        return Some(UNREAD.to_owned());
     }
-    let is_accepted = CODES.iter().any(|&code| wishes.accepts(code));
-    (notes.doubt().is_some() && !is_accepted).then_some(MAY_BE_MEANT)
+    notes.doubt()?;
+    let findings = &examination.notes.findings;
+    let to_accept: Vec<String> = CODES
+        .into_iter()
+        .filter(|&code| findings.total_of(code).count > 0 && !is_accepted(code, wishes))
+        .map(|code| format!("--accept-loss {code}"))
+        .collect();
+    (!to_accept.is_empty()).then(|| {
+        let choice = to_accept.join(" ");
+        format!("{MAY_BE_MEANT}; {choice} gives each owner a copy of what both see now")
+    })
+}
+
+fn is_accepted(code: Code, wishes: &RepairOptions) -> bool {
+    match code {
+        // What is lost is lost already, and nothing is done about it.
+        Code::CompressedExtentOverlap => true,
+        // Nothing but the stored count tells the two from one another, and a repair has raised that by now.
+        Code::GuestDataOverlap | Code::GuestDataShared => {
+            wishes.accepts(Code::GuestDataOverlap) || wishes.accepts(Code::GuestDataShared)
+        }
+        _ => wishes.accepts(code),
+    }
 }
 
 fn nothing(findings: &Findings, reason: &str) -> Changes {

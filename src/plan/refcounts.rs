@@ -68,10 +68,9 @@ pub(super) fn rebuild<S: Storage>(
         changes.patches.push(patch);
         return Ok(changes);
     }
-    if notes.doubt() == Some(Doubt::LooksLeaked)
-        && !wishes.accepts(Code::MetadataOverlap)
-        && contested::tells_of_leaks(examination)
-    {
+    changes.gave_up =
+        notes.doubt() == Some(Doubt::LooksLeaked) && contested::tells_of_leaks(examination);
+    if changes.gave_up && !wishes.accepts(Code::MetadataOverlap) {
         changes.withheld.push(Withheld {
             code: Code::MetadataOverlap,
             count: findings.total_of(Code::MetadataOverlap).count,

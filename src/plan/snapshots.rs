@@ -183,7 +183,7 @@ impl<S: Storage> Repair<'_, '_, S> {
         if self.found(Code::SnapshotTableUnaligned) {
             return Ok(self.forget_offset(header.nb_snapshots, changes));
         }
-        let kept = match self.kept() {
+        let kept = match self.kept(changes) {
             Ok(kept) => kept,
             Err(reasons) => return Ok(Err(reasons)),
         };
@@ -273,7 +273,7 @@ impl<S: Storage> Repair<'_, '_, S> {
     }
 
     /// Decides which entries stay: all that could be read as one.
-    fn kept(&self) -> Result<Kept, Reasons> {
+    fn kept(&self, changes: &mut Changes) -> Result<Kept, Reasons> {
         let entries = self.entries();
         let mapped = self.mapped();
         let is_blank = |index: usize| entries.get(index).is_some_and(SnapshotEntry::is_blank);
@@ -296,6 +296,7 @@ impl<S: Storage> Repair<'_, '_, S> {
         if !is_complete && !is_accepted {
             self.may_leave_out(end, breaks_off, is_blank(end))?;
         }
+        changes.gave_up |= !is_complete && is_accepted;
         let last = end.checked_sub(1).and_then(|last| entries.get(last));
         let table = HostOffset(header.snapshots_offset);
         let start = self.geometry().cluster_at(table);

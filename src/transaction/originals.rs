@@ -3,7 +3,7 @@
 //! Comes in: the image as it is, and the plan. Goes out: a journal, once the undo file is durable. Never here: a write to
 //! the image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -50,6 +50,11 @@ pub(super) fn keep_originals<U: UndoSink>(
             }
         }
     }
+    for (offset, checksums) in relied_on(storage, plan, &pieces).map_err(read_failed)? {
+        writer
+            .rely_on(offset, &checksums)
+            .map_err(RepairError::UndoFile)?;
+    }
     writer
         .commit(plan.length_bytes_after, digest)
         .map_err(RepairError::UndoFile)
@@ -95,6 +100,52 @@ fn pieces<'p>(storage: &impl Storage, plan: &'p Plan) -> io::Result<Vec<Piece<'p
     }
     pieces.sort_by_key(Piece::window);
     Ok(pieces)
+}
+
+/// Sectors that are copied and not written to, by their checksums: an undo gives them both their owners again, and neither
+/// must have written to its own since.
+fn relied_on(
+    storage: &impl Storage,
+    plan: &Plan,
+    pieces: &[Piece<'_>],
+) -> io::Result<Vec<(u64, Vec<u32>)>> {
+    let copies = plan.stages.iter().flat_map(|stage| &stage.copies);
+    let sources: BTreeMap<u64, u64> = copies.map(|copy| (copy.from, copy.bytes)).collect();
+    let written = written_in(&sources, pieces);
+    let mut ranges: Vec<(u64, Vec<u32>)> = Vec::new();
+    let mut bytes = Vec::new();
+    for (&start, &length) in &sources {
+        bytes.resize(usize::try_from(length).unwrap_or(0), 0);
+        storage.read_at(start, &mut bytes)?;
+        let sectors = (start..)
+            .step_by(SECTOR_BYTES)
+            .zip(sector_checksums(&bytes));
+        for (offset, checksum) in sectors.filter(|(offset, _)| !written.contains(offset)) {
+            match ranges.last_mut() {
+                Some((start, checksums))
+                    if *start + (checksums.len() * SECTOR_BYTES) as u64 == offset
+                        && checksums.len() < MAX_RECORD_BYTES / SECTOR_BYTES =>
+                {
+                    checksums.push(checksum);
+                }
+                _ => ranges.push((offset, vec![checksum])),
+            }
+        }
+    }
+    Ok(ranges)
+}
+
+/// Sectors of some ranges, by their start and length, that are written.
+fn written_in(ranges: &BTreeMap<u64, u64>, pieces: &[Piece<'_>]) -> BTreeSet<u64> {
+    let mut written = BTreeSet::new();
+    for piece in pieces {
+        let end = piece.offset + (piece.checksums.len() * SECTOR_BYTES) as u64;
+        let last = ranges.range(..end).next_back();
+        if last.is_some_and(|(start, length)| start + length > piece.offset) {
+            written.extend((piece.offset..end).step_by(SECTOR_BYTES));
+        }
+    }
+    written
 }
 
 fn push_copy(

@@ -3,9 +3,9 @@
 //! Comes in: the image and the undo file. Goes out: a digest to keep, or the proof that putting old bytes back damages
 //! nothing that came later. Never here: a write.
 //!
-//! Three things tell, each of something else: sectors the repair touched are as it found or left them; all other metadata
-//! is as the repair found it, seen through the undo file; after a repair that came to its end, length and digest are those
-//! it left.
+//! Four things tell, each of something else: sectors the repair touched are as it found or left them; guest data that it
+//! copied is as it was, for an undo gives it both its owners again; all other metadata is as the repair found it, seen
+//! through the undo file; after a repair that came to its end, length and digest are those it left.
 
 use std::io;
 use std::path::Path;
@@ -107,7 +107,8 @@ pub(super) fn refuse_used_image<S: Storage>(
             );
         }
     }
-    for judgement in file.judge(storage) {
+    let relied_on = file.relied_on.iter().map(|relied| relied.judge(storage));
+    for judgement in file.judge(storage).into_iter().chain(relied_on) {
         match judgement {
             Judgement::Foreign { offset } => return used(format!("byte {offset} and following")),
             Judgement::Unreadable { offset } => {

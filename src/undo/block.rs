@@ -3,20 +3,23 @@
 //! Comes in: values, or bytes. Goes out: bytes, or values that were proven. Never here: which blocks may follow which.
 
 use super::{
-    MAX_PATH_BYTES, MAX_RECORD_BYTES, MAX_VERSIONS, SECTOR_BYTES, UndoHeader, UndoRecord, Versions,
+    MAX_PATH_BYTES, MAX_RECORD_BYTES, MAX_VERSIONS, Relied, SECTOR_BYTES, UndoHeader, UndoRecord,
+    Versions,
 };
 use crate::qcow2::{u16_at, u32_at, u64_at};
 
 /// First bytes of an undo file.
 pub(super) const MAGIC: [u8; 8] = *b"QFSCKUND";
 /// The version written here.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// The oldest version read here: its commit seal has no digest, it has no blank records, and nothing of stages.
 pub(super) const FIRST_VERSION: u32 = 1;
 /// First bytes of a record.
 pub(super) const RECORD_MAGIC: [u8; 4] = *b"QREC";
 /// First bytes of a record of a range that was all zeros, or not there: these bytes are not kept.
 pub(super) const BLANK_MAGIC: [u8; 4] = *b"QZER";
+/// First bytes of a record of a range that stays as it is.
+const RELIED_MAGIC: [u8; 4] = *b"QSAM";
 /// What a blank record is of.
 static ZEROS: [u8; MAX_RECORD_BYTES] = [0; MAX_RECORD_BYTES];
 /// First and last bytes of a seal: one flipped bit cannot make a seal look as if it had never been there.
@@ -199,6 +202,35 @@ pub(super) fn decode_record<'a>(
         versions,
     };
     Some((record, end))
+}
+
+/// A record of what is relied on as a block, or `None` if it keeps not to the limits.
+pub(super) fn encode_relied(offset: u64, checksums: &[u32], chain: &mut Chain) -> Option<Vec<u8>> {
+    if !is_within_limits(offset, checksums.len(), 0) {
+        return None;
+    }
+    let mut block = RELIED_MAGIC.to_vec();
+    block.extend(0_u16.to_be_bytes());
+    block.extend(u16::try_from(checksums.len()).ok()?.to_be_bytes());
+    block.extend(offset.to_be_bytes());
+    block.extend(checksums.iter().flat_map(|checksum| checksum.to_be_bytes()));
+    chain.close(&mut block);
+    Some(block)
+}
+
+/// The record of what is relied on that `bytes` begin with, and its length in them; `None` where they are not as written.
+pub(super) fn decode_relied<'a>(bytes: &'a [u8], chain: &mut Chain) -> Option<(Relied<'a>, usize)> {
+    let sector_count = usize::from(u16_at(bytes, 6)?);
+    let offset = u64_at(bytes, 8)?;
+    let is_plain = bytes.starts_with(&RELIED_MAGIC) && u16_at(bytes, 4)? == 0;
+    if !is_plain || !is_within_limits(offset, sector_count, 0) {
+        return None;
+    }
+    let checksums_end = RECORD_FIXED_BYTES + sector_count * CHECKSUM_BYTES;
+    let end = checksums_end + CHECKSUM_BYTES;
+    *chain = chain.follow(bytes.get(..end)?)?;
+    let (checksums, _none) = bytes.get(RECORD_FIXED_BYTES..checksums_end)?.as_chunks();
+    Some((Relied { offset, checksums }, end))
 }
 
 fn is_within_limits(offset: u64, sector_count: usize, version_count: usize) -> bool {

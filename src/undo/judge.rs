@@ -3,7 +3,7 @@
 //! Comes in: an undo file and the image. Goes out: for each record, whether the image is there as it was, as the repair
 //! made it, or as somebody else did. Never here: what follows from that, a write.
 
-use super::{SECTOR_BYTES, UndoFile, UndoRecord, sector_checksums};
+use super::{Relied, SECTOR_BYTES, UndoFile, UndoRecord, block, sector_checksums};
 use crate::storage::Storage;
 
 /// What the image holds now in the range of a record.
@@ -43,6 +43,31 @@ impl UndoFile<'_> {
             });
         }
         judgements
+    }
+}
+
+impl Relied<'_> {
+    /// Where it ends, in bytes.
+    pub(super) fn end(&self) -> u64 {
+        let length_bytes = (self.checksums.len() * SECTOR_BYTES) as u64;
+        self.offset.saturating_add(length_bytes)
+    }
+
+    /// Whether the image holds what it held before the repair: that, something foreign, or a sector that cannot be read.
+    pub fn judge<S: Storage + ?Sized>(&self, image: &S) -> Judgement {
+        let mut unreadable = None;
+        let sectors = (self.offset..).step_by(SECTOR_BYTES).zip(self.checksums);
+        for (offset, &checksum) in sectors {
+            let mut now = [0; SECTOR_BYTES];
+            if image.read_at(offset, &mut now).is_err() {
+                unreadable = unreadable.or(Some(offset));
+            } else if crc32fast::hash(&now) != block::checksum(checksum) {
+                return Judgement::Foreign { offset };
+            }
+        }
+        unreadable.map_or(Judgement::Original, |offset| Judgement::Unreadable {
+            offset,
+        })
     }
 }
 

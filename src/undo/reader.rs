@@ -7,7 +7,7 @@
 //! last and alone, so any trace of one behind the break means damage.
 
 use super::block::{self, Chain, Seal};
-use super::{SECTOR_BYTES, UndoError, UndoFile, UndoHeader, UndoRecord, UndoState};
+use super::{Relied, SECTOR_BYTES, UndoError, UndoFile, UndoHeader, UndoRecord, UndoState};
 use crate::qcow2::u32_at;
 
 /// A proven part of the file: what it says, and where in the file it ends.
@@ -19,12 +19,15 @@ impl<'a> UndoFile<'a> {
         let mut chain = Chain::START;
         let ((header, version), header_end) = decode_header(bytes, &mut chain)?;
         let (records, records_end) = decode_records(version, bytes, header_end, &mut chain)?;
-        let Some((commit, commit_end)) = decode_commit(bytes, records_end, &records, &mut chain)
+        let (relied_on, blocks_end) = decode_relied(bytes, records_end, &mut chain)?;
+        let counts = (records.as_slice(), relied_on.len());
+        let Some((commit, commit_end)) = decode_commit(bytes, blocks_end, counts, &mut chain)
         else {
-            refuse_seals_behind(bytes, records_end)?;
+            refuse_seals_behind(bytes, blocks_end)?;
             return Ok(Self {
                 header,
                 records: Vec::new(),
+                relied_on: Vec::new(),
                 digest_before: None,
                 state: UndoState::Incomplete,
                 next_seal_offset: 0,
@@ -37,6 +40,7 @@ impl<'a> UndoFile<'a> {
         Ok(Self {
             header,
             records,
+            relied_on,
             digest_before: (version > block::FIRST_VERSION).then_some(digest_before),
             state,
             next_seal_offset: seals_end as u64,
@@ -88,11 +92,30 @@ fn decode_records<'a>(
     Ok((records, at))
 }
 
+/// The records of what is relied on, up to the first bytes that are not one.
+fn decode_relied<'a>(
+    bytes: &'a [u8],
+    records_end: usize,
+    chain: &mut Chain,
+) -> Result<Proven<Vec<Relied<'a>>>, UndoError> {
+    let mut relied_on: Vec<Relied<'a>> = Vec::new();
+    let mut at = records_end;
+    while let Some((relied, length_bytes)) = block::decode_relied(rest(bytes, at), chain) {
+        let end = relied_on.last().map_or(0, Relied::end);
+        if relied.offset < end {
+            return Err(damaged(at));
+        }
+        at += length_bytes;
+        relied_on.push(relied);
+    }
+    Ok((relied_on, at))
+}
+
 /// The predicted length and the digest from the commit seal, if that stands right behind the records and speaks of exactly these.
 fn decode_commit(
     bytes: &[u8],
     records_end: usize,
-    records: &[UndoRecord<'_>],
+    (records, relied_count): (&[UndoRecord<'_>], usize),
     chain: &mut Chain,
 ) -> Option<Proven<(u64, u64)>> {
     let seal_at = records_end.next_multiple_of(SECTOR_BYTES);
@@ -112,7 +135,7 @@ fn decode_commit(
         .map(|record| record.original.len() as u64)
         .sum();
     let is_of_these = padding.iter().all(|&byte| byte == 0)
-        && record_count == records.len() as u64
+        && record_count == (records.len() + relied_count) as u64
         && original_bytes == recorded_bytes;
     let said = (predicted_length_bytes, digest_before);
     is_of_these.then_some((said, seal_at + SECTOR_BYTES))

@@ -156,6 +156,9 @@ fn committed<'s>(
     for record in wanted {
         writer.record(record.offset, &record.original, &record.versions)?;
     }
+    for (offset, checksums) in RELIED_ON {
+        writer.rely_on(offset, &checksums)?;
+    }
     writer.commit(524_288, DIGEST_BEFORE)
 }
 
@@ -168,6 +171,7 @@ fn written(wanted: &[Wanted], finishes: bool) -> MemorySink {
 fn is_content(file: &UndoFile<'_>, wanted: &[Wanted]) -> bool {
     file.header == header()
         && file.digest_before == Some(DIGEST_BEFORE)
+        && file.relied_on.iter().map(of_relied).eq(RELIED_ON)
         && file.records.len() == wanted.len()
         && file.records.iter().zip(wanted).all(|(record, wanted)| {
             record.offset == wanted.offset
@@ -178,6 +182,19 @@ fn is_content(file: &UndoFile<'_>, wanted: &[Wanted]) -> bool {
                 && record.stages().eq(wanted.versions.stages.iter().copied())
                 && record.kept == wanted.versions.kept
         })
+}
+
+/// Ranges that every file relies on, among those of its records or not.
+const RELIED_ON: [(u64, [u32; 2]); 2] = [(512, [0x1234_5678, 0]), (1 << 40, [1, u32::MAX])];
+
+fn of_relied(relied: &Relied<'_>) -> (u64, [u32; 2]) {
+    let checksums: Vec<u32> = relied
+        .checksums
+        .iter()
+        .copied()
+        .map(block::checksum)
+        .collect();
+    (relied.offset, checksums.try_into().unwrap_or_default())
 }
 
 const DIGEST_BEFORE: u64 = 0x0123_4567_89ab_cdef;
@@ -346,6 +363,69 @@ fn records_that_overlap_or_go_back_are_refused() {
 }
 
 #[test]
+fn what_an_undo_relies_on_comes_last_in_order_and_is_judged_sector_by_sector() {
+    let image: Vec<u8> = (0..8 * 512_u32)
+        .map(|at| (at / 512 + 1).to_be_bytes()[3])
+        .collect();
+    let mut sink = MemorySink::default();
+    let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
+    let checksums: Vec<u32> = sector_checksums(&image[1024..3072]).collect();
+    writer.rely_on(1024, &checksums).expect("kept");
+    let _journal = writer.commit(0, DIGEST_BEFORE).expect("committed");
+    let file = UndoFile::decode(&sink.bytes).expect("readable");
+    assert_eq!((file.sector_count(), file.relied_on.len()), (0, 1));
+    for sector in 0..8 {
+        let mut now = image.clone();
+        now[sector * 512 + 511] ^= 1;
+        let foreign = Judgement::Foreign {
+            offset: sector as u64 * 512,
+        };
+        let expected = if (2..6).contains(&sector) {
+            foreign
+        } else {
+            Judgement::Original
+        };
+        assert_eq!(file.relied_on[0].judge(&now), expected);
+    }
+    // Past the end nothing can be read.
+    let unreadable = Judgement::Unreadable { offset: 2560 };
+    assert_eq!(file.relied_on[0].judge(&Short(&image[..2560])), unreadable);
+
+    for offset in [1024, 2560, 3071] {
+        let mut sink = MemorySink::default();
+        let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
+        writer.rely_on(1024, &checksums).expect("kept");
+        writer.rely_on(offset, &checksums).expect_err("refused");
+        writer.commit(0, 0).expect_err("something is missing");
+    }
+    let mut sink = MemorySink::default();
+    let mut writer = UndoWriter::new(&mut sink, &header()).expect("begun");
+    writer.rely_on(1024, &checksums).expect("kept");
+    let late = writer.record(1 << 20, &image, &Versions::default());
+    late.expect_err("records come before");
+}
+
+/// An image that ends in an error.
+struct Short<'a>(&'a [u8]);
+
+impl Storage for Short<'_> {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.0.len().try_into().map_err(io::Error::other)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let part = self
+            .0
+            .get(start..)
+            .and_then(|rest| rest.get(..buffer.len()));
+        let part = part.ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(part);
+        Ok(())
+    }
+}
+
+#[test]
 fn every_truncation_is_untouched_or_committed_with_the_same_content() {
     let wanted = wanted(2);
     for finishes in [false, true] {
@@ -436,9 +516,12 @@ fn blocks(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut chain = Chain::START;
     let (_header, _flags, mut at) = block::decode_header(bytes, &mut chain).expect("a header");
     let mut blocks = vec![bytes[..at].to_vec()];
-    while let Some((_record, length)) =
-        block::decode_record(block::VERSION, &bytes[at..], &mut chain)
-    {
+    let mut length_at = |at: usize| {
+        let record = block::decode_record(block::VERSION, &bytes[at..], &mut chain);
+        let length = record.map(|(_, length)| length);
+        length.or_else(|| Some(block::decode_relied(&bytes[at..], &mut chain)?.1))
+    };
+    while let Some(length) = length_at(at) {
         blocks.push(bytes[at..at + length].to_vec());
         at += length;
     }
@@ -733,6 +816,9 @@ fn a_file_on_disk_goes_through_a_repair_and_its_undo() {
             .record(record.offset, &record.original, &record.versions)
             .expect("kept");
     }
+    for (offset, checksums) in RELIED_ON {
+        writer.rely_on(offset, &checksums).expect("kept");
+    }
     let journal = writer.commit(524_288, DIGEST_BEFORE).expect("committed");
     let state = |bytes: &[u8]| {
         let file = UndoFile::decode(bytes).expect("readable");
@@ -757,7 +843,7 @@ fn a_file_on_disk_goes_through_a_repair_and_its_undo() {
 #[test]
 fn other_files_and_later_versions_are_refused_by_name() {
     let mut bytes = written(&wanted(8), false).bytes;
-    for version in [0, 3] {
+    for version in [0, 4] {
         bytes[11] = version;
         let unknown = Err(UndoError::UnknownVersion(version.into()));
         assert_eq!(UndoFile::decode(&bytes), unknown);
@@ -838,12 +924,13 @@ fn records_and_name_are_durable_before_the_seal_and_the_seal_before_the_journal(
             Call::SyncDirectory => "sync directory",
         })
         .collect();
-    let header_and_records = vec!["write"; 1 + wanted.len()];
+    let before_seals = 1 + wanted.len() + RELIED_ON.len();
+    let header_and_records = vec!["write"; before_seals];
     let seals = ["sync", "sync directory", "write", "sync", "write", "sync"];
     assert_eq!(names, [&header_and_records[..], &seals].concat());
     // Both seals are whole sectors in their places, and the second one takes no new space.
     let mut ends = Vec::new();
-    for call in &calls[1 + wanted.len()..] {
+    for call in &calls[before_seals..] {
         if let Call::Write { offset, bytes } = call {
             ends.push(offset + bytes.len());
         }

@@ -19,6 +19,8 @@ pub struct UndoWriter<S> {
     original_bytes: u64,
     /// Where in the image the last record ends.
     recorded_to: u64,
+    /// Where in the image the last range ends that is relied on; 0 before the first.
+    relied_to: u64,
     /// Whether every record that was handed in is in the file.
     is_whole: bool,
 }
@@ -44,6 +46,7 @@ impl<S: UndoSink> UndoWriter<S> {
             record_count: 0,
             original_bytes: 0,
             recorded_to: 0,
+            relied_to: 0,
             is_whole: true,
         };
         writer.append(&block)?;
@@ -57,7 +60,7 @@ impl<S: UndoSink> UndoWriter<S> {
     pub fn record(&mut self, offset: u64, original: &[u8], versions: &Versions) -> io::Result<()> {
         // An error on the way out leaves it so: what misses a record is never committed.
         let was_whole = std::mem::replace(&mut self.is_whole, false);
-        if offset < self.recorded_to {
+        if offset < self.recorded_to || self.relied_to > 0 {
             return Err(misuse(
                 "undo records must not overlap, and come in the order of the image",
             ));
@@ -68,6 +71,27 @@ impl<S: UndoSink> UndoWriter<S> {
         self.record_count += 1;
         self.original_bytes += original.len() as u64;
         self.recorded_to = offset + original.len() as u64;
+        self.is_whole = was_whole;
+        Ok(())
+    }
+
+    /// Keeps the checksums of the sectors from `offset` on, which stay as they are and which an undo relies on.
+    ///
+    /// After all records; in the order of the image, without overlaps, at most [`MAX_RECORD_BYTES`](super::MAX_RECORD_BYTES)
+    /// at once.
+    pub fn rely_on(&mut self, offset: u64, checksums: &[u32]) -> io::Result<()> {
+        let was_whole = std::mem::replace(&mut self.is_whole, false);
+        if offset < self.relied_to {
+            return Err(misuse(
+                "what an undo relies on must not overlap, and come in the order of the image",
+            ));
+        }
+        let block = block::encode_relied(offset, checksums, &mut self.chain).ok_or_else(|| {
+            misuse("what an undo relies on is not made of whole sectors, or too large")
+        })?;
+        self.append(&block)?;
+        self.record_count += 1;
+        self.relied_to = offset + (checksums.len() * SECTOR_BYTES) as u64;
         self.is_whole = was_whole;
         Ok(())
     }

@@ -149,6 +149,46 @@ fn two_guest_clusters_get_a_cluster_each() {
 }
 
 #[test]
+fn accepting_an_overlap_frees_nothing_that_one_of_its_pointers_may_have_meant() {
+    let codes = [
+        Code::GuestDataOverlap,
+        Code::GuestDataShared,
+        Code::MetadataOverlap,
+        Code::L2TableShared,
+        Code::CompressedExtentOverlap,
+        Code::RefcountLeak,
+    ];
+    for counted in [false, true] {
+        for code in codes {
+            let mut image = filled(small(), 0..6).build();
+            let meant = image.host_cluster(Tree::Active, 5);
+            share(&mut image, (Tree::Active, 5), (Tree::Active, 3));
+            if counted {
+                image.set_refcount(image.host_cluster(Tree::Active, 3), 2);
+            }
+            let mut wishes = all();
+            wishes.accepted_losses.insert(code);
+            let done = repaired(&image.bytes, &wishes);
+            let is_about_it = matches!(code, Code::GuestDataOverlap | Code::GuestDataShared);
+            let expected = u64::from(is_about_it) * image.cluster_size();
+            assert_eq!(copied_bytes(&done), expected, "{code} {counted}");
+            let left = done.plan.after.findings.iter();
+            let mut leaks = left.filter(|it| it.code == Code::RefcountLeak);
+            let is_kept = leaks.any(|leak| format!("{leak:?}").contains(&format!("({meant})")));
+            assert!(is_kept, "{code} {counted}: {:#?}", done.plan.stages);
+            let mut withheld = done.plan.withheld.iter();
+            let names_the_choice =
+                |left: &qfsck::Withheld| left.reason.contains("--accept-loss guest-data-shared ");
+            assert_ne!(
+                withheld.any(names_the_choice),
+                is_about_it,
+                "{code} {counted}"
+            );
+        }
+    }
+}
+
+#[test]
 fn many_users_of_one_cluster_all_part() {
     let mut image = filled(small(), 0..40).build();
     for guest in 3..40 {

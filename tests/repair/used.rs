@@ -272,6 +272,43 @@ fn starts() -> Vec<Forged> {
 }
 
 #[test]
+fn a_write_to_either_side_of_what_was_parted_is_not_given_to_both_by_an_undo() {
+    let forge = Forge::new().cluster_bits(12).size(8 << 20);
+    let mut image = (0..6).fold(forge, Forge::data).build();
+    let shared = image.u64_at(image.l2_entry(Tree::Active, 3));
+    let leaked = image.host_cluster(Tree::Active, 5);
+    image.put_u64(image.l2_entry(Tree::Active, 5), shared);
+    image.set_refcount(leaked, 0);
+    let start = &image.bytes;
+    let kept_at = usize::try_from(image.host_cluster(Tree::Active, 3) * image.cluster_size());
+    let kept_at = kept_at.expect("small");
+    let (mut ends, mut refused) = (0, 0);
+    for writes in 0.. {
+        let (end, undo_file, is_cut) = repaired_on(start, writes);
+        ends += 1;
+        assert!(
+            undo(&end, &undo_file).expect("nobody wrote") == *start,
+            "{writes}"
+        );
+        for sector in 0..8 {
+            let mut written = end.clone();
+            *written
+                .get_mut(kept_at + sector * 512 + 9)
+                .expect("in the file") ^= 1;
+            let answer = undo(&written, &undo_file);
+            let is_refused = matches!(answer, Err(RepairError::UsedSince { .. }));
+            assert!(is_refused, "after {writes} writes, sector {sector}");
+            refused += 1;
+        }
+        if !is_cut {
+            break;
+        }
+    }
+    println!("{ends} ends of a repair, {refused} writes in place told");
+    assert!(ends > 4, "{ends}");
+}
+
+#[test]
 fn an_image_whose_tables_changed_after_a_cut_is_not_put_back() {
     let (mut cuts, mut uses, mut appended) = (0, 0, 0);
     for image in starts() {
