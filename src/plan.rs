@@ -342,7 +342,7 @@ fn attempt<S: Storage>(
             }
             draft.refuse_failed_reads()?;
             let mut changes = changes.map_err(read)?;
-            let stages = draft.lay_out(&image, &changes, may_guard);
+            let stages = draft.lay_out(&image, &mut changes, may_guard);
             draft.refuse_failed_reads()?;
             let stages = stages.map_err(read)?;
             withheld.push((pass, std::mem::take(&mut changes.withheld)));

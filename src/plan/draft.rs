@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::path::Path;
 
 use super::changes::{Changes, Withheld};
@@ -71,18 +72,19 @@ impl<'a, S: Storage> Draft<'a, S> {
         &self.notes
     }
 
-    /// Turns the changes of a pass into stages, with a guard before the first that can be seen by whoever opens the image.
+    /// Turns the patches, new clusters and copies of a pass into stages, with a guard before the first that can be seen by whoever opens the image.
     pub(super) fn lay_out(
         &self,
         image: &Image<impl Storage>,
-        changes: &Changes,
+        changes: &mut Changes,
         may_guard: bool,
     ) -> io::Result<Vec<Stage>> {
         // Without a cluster size there was no examination, and so no change.
         let Some(geometry) = image.geometry() else {
             return Ok(Vec::new());
         };
-        let mut patches = changes.patches.clone();
+        // There may be millions.
+        let mut patches = mem::take(&mut changes.patches);
         let needs_guard = patches
             .iter()
             .any(|patch| patch.stage != StageKind::LowerRefcounts);
@@ -209,19 +211,19 @@ impl<'a, S: Storage> Draft<'a, S> {
             wishes.mode,
         ) {
             let patch = state_bits::features_patch(StageKind::ClearState, features);
-            let changes = Changes {
+            let mut changes = Changes {
                 patches: vec![patch],
                 ..Changes::default()
             };
             let image = Image::open(&self.overlay, self.path)?;
             let last = self
-                .lay_out(&image, &changes, false)
+                .lay_out(&image, &mut changes, false)
                 .map_err(|source| read_error(self.path, source))?;
             drop(image);
             self.push(last, &changes, wishes);
             after = self.rehearse(options, progress)?;
         }
-        let withheld = std::mem::take(&mut self.withheld).into_iter();
+        let withheld = mem::take(&mut self.withheld).into_iter();
         let mut withheld: Vec<Withheld> = withheld.map(|(_, reason)| reason).collect();
         if !self.stages.is_empty()
             && let Err(refusal) = is_better(&before, &after, self.protects())

@@ -140,7 +140,7 @@ pub(super) fn no_room<S: Storage>(examination: &Examination<'_, S>) -> String {
     let why = if examination.is_block_device {
         "the device cannot grow; make it larger, or copy the image to a larger one"
     } else {
-        "the file must not grow while entries point past its end; see --accept-loss for those"
+        "the file must not grow while entries point past its end: those come first"
     };
     format!("no free clusters of {cluster_bytes} bytes were found for what is to be added: {why}")
 }
