@@ -19,7 +19,9 @@ use crate::isolation::{self, confined};
 use crate::mend::{self, Manners, Site};
 use crate::progress::{Occupied, Watch};
 use crate::render::counted;
-use crate::way_back::{blocked, cut_repairs, interrupted, next_name, shell_word, undo_command};
+use crate::way_back::{
+    blocked, cut_repairs, interrupted, next_name, shell_word, undo_command, unvouched,
+};
 use crate::{finish, plan_file, plan_text, print, say};
 
 /// What a block device is told.
@@ -289,6 +291,9 @@ fn options(file: &ImageFile) -> Options {
 /// A cut before the file is gone leaves a file that says "cut short" beside an image that is as it was, or on the way to
 /// it: the next `--resume` or `undo` goes on. A cut after it leaves the image as it was, and nothing else.
 fn put_back(file: &mut RepairFile, image: &Path, given: Option<&Path>) -> Result<(), String> {
+    if let Some(word) = unvouched(image, given) {
+        return Err(word);
+    }
     let cut = cut_repairs(image, given);
     let undo_path = match cut.as_slice() {
         [] => {
