@@ -27,6 +27,7 @@ impl<'a> UndoFile<'a> {
                 records: Vec::new(),
                 digest_before: None,
                 state: UndoState::Incomplete,
+                uncommitted: records,
                 next_seal_offset: 0,
                 chain: Chain::START,
             });
@@ -39,6 +40,7 @@ impl<'a> UndoFile<'a> {
             records,
             digest_before: (version > block::FIRST_VERSION).then_some(digest_before),
             state,
+            uncommitted: Vec::new(),
             next_seal_offset: seals_end as u64,
             chain,
         })

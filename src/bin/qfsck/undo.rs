@@ -9,7 +9,7 @@ use crate::isolation::{self, confined};
 use crate::progress::Occupied;
 use crate::render::counted;
 use crate::say;
-use crate::way_back::{both_ways, cut_repairs, image_of, is_same, shell_word};
+use crate::way_back::{both_ways, cut_off, cut_repairs, image_of, is_same, shell_word};
 
 /// Puts back what one repair changed.
 pub(crate) fn run(args: &UndoArgs) -> Outcome {
@@ -52,8 +52,11 @@ fn undo(args: &UndoArgs) -> Result<String, String> {
     }
     let mut storage =
         RepairFile::open(&image_path).map_err(|error| format!("{error}\n  {}", error.advice()))?;
+    if let Some(word) = cut_off(undo_path, &file, storage.image()) {
+        return Err(word);
+    }
     // A later repair that was cut short is taken back before an earlier one.
-    let cut = cut_repairs(&image_path, None);
+    let cut = cut_repairs(storage.image(), None);
     let is_cut = cut.iter().any(|cut| is_same(cut, undo_path));
     if let Some(other) = cut.first().filter(|_| !is_cut) {
         return Err(both_ways(&image_path, other));

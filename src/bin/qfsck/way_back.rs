@@ -14,7 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use qfsck::undo::{UndoError, UndoFile, UndoState};
-use qfsck::{UndoSinkFile, escaped_path};
+use qfsck::{ImageFile, UndoSinkFile, escaped_path};
 
 /// What an undo file's name ends in, but for its number.
 const SUFFIX: &str = ".qfsck-undo";
@@ -88,15 +88,15 @@ fn is_number(text: &[u8]) -> bool {
     matches!(text, [b'.', b'2'..=b'9'] | [b'.', b'1'..=b'9', b'0'..=b'9'])
 }
 
-fn standing(path: &Path, depth: Depth) -> Standing {
-    match look(path, depth) {
+fn standing(path: &Path, image: &ImageFile, depth: Depth) -> Standing {
+    match look(path, image, depth) {
         Ok(standing) => standing,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Free,
         Err(error) => Standing::Unvouched(unreadable(path, &error)),
     }
 }
 
-fn look(path: &Path, depth: Depth) -> io::Result<Standing> {
+fn look(path: &Path, image: &ImageFile, depth: Depth) -> io::Result<Standing> {
     let tail = UndoSinkFile::read_tail(path)?;
     let seems_finished = UndoFile::seems_finished(&tail);
     if depth == Depth::Glance && seems_finished {
@@ -105,20 +105,45 @@ fn look(path: &Path, depth: Depth) -> io::Result<Standing> {
     let bytes = match UndoSinkFile::read_at_most(path, MOST_LOOKED_AT_BYTES) {
         // Too long to be proven: its last seals tell, and whoever undoes it reads it whole.
         Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-            return Ok(if UndoFile::may_be_committed(&tail) {
-                Standing::Cut { is_proven: false }
-            } else {
-                Standing::Finished
-            });
+            if seems_finished {
+                return Ok(Standing::Finished);
+            } else if UndoFile::may_be_committed(&tail) {
+                return Ok(Standing::Cut { is_proven: false });
+            }
+            UndoSinkFile::read_head(path, MOST_LOOKED_AT_BYTES)?
         }
         bytes => bytes?,
     };
-    Ok(match UndoFile::decode(&bytes).map(|file| file.state) {
-        Ok(UndoState::Finished { .. }) => Standing::Finished,
-        Ok(UndoState::Committed { .. }) => Standing::Cut { is_proven: true },
-        Ok(UndoState::Incomplete) | Err(UndoError::NoHeader) => Standing::NeverBegan,
-        Err(error) => Standing::Unvouched(unknown(path, error)),
+    let file = match UndoFile::decode(&bytes) {
+        Ok(file) => file,
+        Err(UndoError::NoHeader) => return Ok(Standing::NeverBegan),
+        Err(error) => return Ok(Standing::Unvouched(unknown(path, error))),
+    };
+    Ok(match file.state {
+        UndoState::Finished { .. } => Standing::Finished,
+        UndoState::Committed { .. } => Standing::Cut { is_proven: true },
+        UndoState::Incomplete => {
+            cut_off(path, &file, image).map_or(Standing::NeverBegan, Standing::Unvouched)
+        }
     })
+}
+
+/// Why an undo file without a commit is not of a repair that never began, if so, in words: it was cut off since.
+pub(crate) fn cut_off(path: &Path, file: &UndoFile<'_>, image: &ImageFile) -> Option<String> {
+    if !file.is_cut_off(image) {
+        return None;
+    }
+    // The same repair may have been made later, with another undo file: that one knows how the image was before.
+    let mut others = taken(image.path()).filter(|other| !is_same(other, path));
+    let is_explained = others.any(|other| {
+        let bytes = UndoSinkFile::read_at_most(&other, MOST_LOOKED_AT_BYTES).unwrap_or_default();
+        UndoFile::decode(&bytes).is_ok_and(|later| {
+            matches!(later.state, UndoState::Finished { .. })
+                && !file.is_cut_off(&later.before(image))
+        })
+    });
+    let what = "is cut off, and the image differs from what it holds";
+    (!is_explained).then(|| unvouched_word(path, what, WHOLE_COPY))
 }
 
 /// An undo file that the system does not give out, or that others could have made.
@@ -135,16 +160,15 @@ fn unreadable(path: &Path, error: &io::Error) -> String {
 fn unknown(path: &Path, error: UndoError) -> String {
     let advice = match error {
         UndoError::UnknownVersion(_) | UndoError::UnknownFlags(_) => "use the qfsck that made it",
-        UndoError::Damaged { .. } => {
-            "bring back a whole copy of it; if there is none, copy the image before you move it away"
-        }
+        UndoError::Damaged { .. } => WHOLE_COPY,
         _ => LOOK_FIRST,
     };
     unvouched_word(path, &error.to_string(), advice)
 }
 
-const LOOK_FIRST: &str =
-    "look at it, and move it away only if it is not of a repair of this image";
+const WHOLE_COPY: &str =
+    "bring back a whole copy of it; if there is none, copy the image before you move it away";
+const LOOK_FIRST: &str = "look at it, and move it away only if it is not of a repair of this image";
 
 fn unvouched_word(path: &Path, what: &str, advice: &str) -> String {
     format!(
@@ -154,11 +178,11 @@ fn unvouched_word(path: &Path, what: &str, advice: &str) -> String {
 }
 
 /// The undo files that are beside this image, and the one given.
-fn left_behind(image: &Path, given: Option<&Path>, depth: Depth) -> Vec<(PathBuf, Standing)> {
+fn left_behind(image: &ImageFile, given: Option<&Path>, depth: Depth) -> Vec<(PathBuf, Standing)> {
     let mut left: Vec<(PathBuf, Standing)> = Vec::new();
-    for path in taken(image).chain(given.map(Path::to_owned)) {
+    for path in taken(image.path()).chain(given.map(Path::to_owned)) {
         if !left.iter().any(|(known, _)| is_same(known, &path)) {
-            let standing = standing(&path, depth);
+            let standing = standing(&path, image, depth);
             left.push((path, standing));
         }
     }
@@ -166,14 +190,14 @@ fn left_behind(image: &Path, given: Option<&Path>, depth: Depth) -> Vec<(PathBuf
 }
 
 /// The undo files of repairs of this image that were cut short, of those beside it and the one given.
-pub(crate) fn cut_repairs(image: &Path, given: Option<&Path>) -> Vec<PathBuf> {
+pub(crate) fn cut_repairs(image: &ImageFile, given: Option<&Path>) -> Vec<PathBuf> {
     let left = left_behind(image, given, Depth::Whole).into_iter();
     let cut = left.filter(|(_, standing)| matches!(standing, Standing::Cut { .. }));
     cut.map(|(path, _)| path).collect()
 }
 
 /// Why nothing is written to this image, not even to finish a repair that was cut short, if so.
-pub(crate) fn unvouched(image: &Path, given: Option<&Path>) -> Option<String> {
+pub(crate) fn unvouched(image: &ImageFile, given: Option<&Path>) -> Option<String> {
     word_of_unvouched(left_behind(image, given, Depth::Whole))
 }
 
@@ -192,21 +216,21 @@ pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
 
 /// Whether a repair of this image was cut short, or may have been, in words, by the undo files beside it. Little is read
 /// for it.
-pub(crate) fn interrupted(image: &Path) -> Option<String> {
+pub(crate) fn interrupted(image: &ImageFile) -> Option<String> {
     obstacle(image, None, Depth::Glance)
 }
 
 /// Why nothing but `undo` and `repair --resume` may touch the image, if so.
-pub(crate) fn blocked(image: &Path, given: Option<&Path>) -> Option<String> {
+pub(crate) fn blocked(image: &ImageFile, given: Option<&Path>) -> Option<String> {
     obstacle(image, given, Depth::Whole)
 }
 
-fn obstacle(image: &Path, given: Option<&Path>, depth: Depth) -> Option<String> {
+fn obstacle(image: &ImageFile, given: Option<&Path>, depth: Depth) -> Option<String> {
     let left = left_behind(image, given, depth);
     let cut = left.iter().find_map(|(path, standing)| match standing {
-        Standing::Cut { is_proven: true } => Some(both_ways(image, path)),
+        Standing::Cut { is_proven: true } => Some(both_ways(image.path(), path)),
         Standing::Cut { is_proven: false } => {
-            Some(format!("it seems that {}", both_ways(image, path)))
+            Some(format!("it seems that {}", both_ways(image.path(), path)))
         }
         _ => None,
     });
@@ -244,7 +268,7 @@ pub(crate) fn undo_command(image: &Path, undo_path: &Path) -> String {
 }
 
 /// Where the undo file of the next repair goes.
-pub(crate) fn next_name(image: &Path, given: Option<&Path>) -> Result<PathBuf, String> {
+pub(crate) fn next_name(image: &ImageFile, given: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(path) = given {
         return match in_the_way(image, path) {
             None => Ok(path.to_owned()),
@@ -252,7 +276,7 @@ pub(crate) fn next_name(image: &Path, given: Option<&Path>) -> Result<PathBuf, S
         };
     }
     for number in 1..=MOST_FILES {
-        let path = beside(image, number);
+        let path = beside(image.path(), number);
         match in_the_way(image, &path) {
             None => return Ok(path),
             Some((Passable::Yes, _)) => {}
@@ -261,7 +285,7 @@ pub(crate) fn next_name(image: &Path, given: Option<&Path>) -> Result<PathBuf, S
     }
     Err(format!(
         "{MOST_FILES} undo files stand beside {}; delete those that are not needed any more",
-        shell_word(image)
+        shell_word(image.path())
     ))
 }
 
@@ -272,9 +296,9 @@ enum Passable {
 }
 
 /// What an undo file that is already there means, and what to do about it.
-fn in_the_way(image: &Path, undo_path: &Path) -> Option<(Passable, String)> {
+fn in_the_way(image: &ImageFile, undo_path: &Path) -> Option<(Passable, String)> {
     let path = shell_word(undo_path);
-    Some(match standing(undo_path, Depth::Whole) {
+    Some(match standing(undo_path, image, Depth::Whole) {
         Standing::Free => return None,
         Standing::Finished => (
             Passable::Yes,
@@ -287,7 +311,7 @@ fn in_the_way(image: &Path, undo_path: &Path) -> Option<(Passable, String)> {
             Passable::Yes,
             format!("{path} is of a repair that never began; delete it and try again"),
         ),
-        Standing::Cut { .. } => (Passable::No, both_ways(image, undo_path)),
+        Standing::Cut { .. } => (Passable::No, both_ways(image.path(), undo_path)),
         Standing::Unvouched(word) => (Passable::No, word),
     })
 }
