@@ -59,15 +59,26 @@ fn beside(image: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// All names beside an image that are taken; through a link, also those beside what it leads to.
-fn taken(image: &Path) -> impl Iterator<Item = PathBuf> {
-    let real = std::fs::canonicalize(image).ok();
+/// What the next undo file is named after: not a link to the image, for who comes by another name would not find it.
+fn home(image: &Path) -> PathBuf {
     let is_link = symlink_metadata(image).is_ok_and(|found| found.file_type().is_symlink());
-    let real = real.filter(|_| is_link);
-    let homes = std::iter::once(image.to_owned()).chain(real);
+    let real = is_link.then(|| std::fs::canonicalize(image).ok()).flatten();
+    real.unwrap_or_else(|| image.to_owned())
+}
+
+/// All names beside an image that are taken; through a link, also those beside the link, as they were once given.
+fn taken(image: &Path) -> impl Iterator<Item = PathBuf> {
+    let home = home(image);
+    let link = (home != image).then(|| image.to_owned());
+    let homes = std::iter::once(home).chain(link);
     homes
         .flat_map(|home| (1..=MOST_FILES).map(move |number| beside(&home, number)))
         .filter(|path| symlink_metadata(path).is_ok())
+}
+
+/// Whether an undo file is found without being named.
+fn is_found(image: &Path, undo_path: &Path) -> bool {
+    image_of(undo_path).is_some_and(|named| named == image || named == home(image))
 }
 
 /// The image an undo file is named after.
@@ -249,7 +260,7 @@ pub(crate) fn both_ways(image: &Path, undo_path: &Path) -> String {
 /// How a cut repair is finished.
 pub(crate) fn resume_command(image: &Path, undo_path: &Path) -> String {
     let image_word = shell_word(image);
-    if image_of(undo_path).as_deref() == Some(image) {
+    if is_found(image, undo_path) {
         format!("qfsck repair --resume {image_word}")
     } else {
         let undo_word = shell_word(undo_path);
@@ -260,7 +271,7 @@ pub(crate) fn resume_command(image: &Path, undo_path: &Path) -> String {
 /// How a repair is taken back.
 pub(crate) fn undo_command(image: &Path, undo_path: &Path) -> String {
     let undo_word = shell_word(undo_path);
-    if image_of(undo_path).as_deref() == Some(image) {
+    if is_found(image, undo_path) {
         format!("qfsck undo {undo_word}")
     } else {
         format!("qfsck undo {undo_word} --image {}", shell_word(image))
@@ -275,8 +286,9 @@ pub(crate) fn next_name(image: &ImageFile, given: Option<&Path>) -> Result<PathB
             Some((_, word)) => Err(word),
         };
     }
+    let home = home(image.path());
     for number in 1..=MOST_FILES {
-        let path = beside(image.path(), number);
+        let path = beside(&home, number);
         match in_the_way(image, &path) {
             None => return Ok(path),
             Some((Passable::Yes, _)) => {}
@@ -285,7 +297,7 @@ pub(crate) fn next_name(image: &ImageFile, given: Option<&Path>) -> Result<PathB
     }
     Err(format!(
         "{MOST_FILES} undo files stand beside {}; delete those that are not needed any more",
-        shell_word(image.path())
+        shell_word(&home)
     ))
 }
 
