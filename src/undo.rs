@@ -141,6 +141,8 @@ pub struct UndoFile<'a> {
     pub digest_before: Option<u64>,
     /// How far the repair came.
     pub state: UndoState,
+    /// What is left of the records of a file without a commit. They are held against the image, and never put back.
+    uncommitted: Vec<UndoRecord<'a>>,
     next_seal_offset: u64,
     chain: Chain,
 }

@@ -20,6 +20,7 @@
 //! | `streams` | closed, full and colourful outputs; too few threads |
 //! | `repair_check` | `check -r`, beside `qemu-img check -r` |
 //! | `repair_undo` | names of undo files, repairs that were cut, `repair --resume` |
+//! | `repair_vouched` | undo files that nobody can vouch for, dry runs of an undo, links |
 //! | `repair_plan` | dry runs, plan files, wishes, signals |
 //! | `untrusted` | the gate for uploads: its exit codes, and that it opens nothing an image names |
 //! | `audit` | which files an audit finds, how it calls them, what it may use, and that it ends |
@@ -62,6 +63,7 @@ mod repair_check;
 mod repair_plan;
 mod repair_stage;
 mod repair_undo;
+mod repair_vouched;
 mod stage;
 mod streams;
 mod untrusted;

@@ -68,6 +68,7 @@ pub fn judge(
         name,
         status: ImageStatus::Unreadable,
         reason: None,
+        unreliable: Vec::new(),
         corruptions: 0,
         leaks: 0,
         leaked_bytes: 0,

@@ -109,8 +109,8 @@ DirtyBitSet "dirty-bit-set" Notice Safe
     "If other findings stand beside this one, repair them before the image is opened for writing."
 CorruptBitSet "corrupt-bit-set" Corruption Unsafe
     "a writer found damage and forbade further writing"
-    "QEMU sets this bit when a write would have hit metadata. It will not open the image for writing until the bit is cleared; reading still works."
-    "Look at the other findings; clear the bit only when a check finds the tables consistent."
+    "QEMU sets this bit when a write would have hit metadata, and `qfsck repair` while it writes. QEMU will not open the image for writing until the bit is cleared; reading still works."
+    "If a `qfsck repair` of the image was cut short, its undo file is the way back: look for it first, beside the image, beside links to it, and where `--undo-file` put it. Else look at the other findings; clear the bit only when a check finds the tables consistent."
 CompressionTypeMismatch "compression-type-mismatch" Corruption Unsafe
     "the compression type and its feature bit contradict each other"
     "The compression type bit must be set exactly when the type is not deflate. QEMU refuses to open the image."

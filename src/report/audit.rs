@@ -197,6 +197,9 @@ pub struct AuditRow {
     /// Why there is no verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Reasons not to rely on how it stands, such as a repair that was cut short.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreliable: Vec<String>,
     /// Corruptions found.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub corruptions: u64,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
 use super::lock::{self, LockScope};
@@ -177,6 +178,9 @@ impl RepairFile {
         };
         let mut options = OpenOptions::new();
         let (file, is_block_device) = open_file(path, options.read(true).write(true), alone)?;
+        if is_block_device {
+            refuse_read_only_device(path, &file)?;
+        }
         let lock_scope = lock::acquire_alone(&file, path)?;
         if lock_scope == LockScope::Unsupported {
             return Err(Error::NoLocks {
@@ -271,6 +275,24 @@ impl StorageMut for RepairFile {
         let bytes = i64::try_from(bytes).map_err(out_of_range)?;
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         Ok(allocate(&self.image.file, flags, start, bytes)?)
+    }
+}
+
+/// A device that is set read-only is opened for writing without a word: only the first write fails, and by then there is
+/// an undo file. Where the system does not say how it is set, that write tells.
+fn refuse_read_only_device(path: &Path, device: &File) -> Result<(), Error> {
+    let open_error = |source| Error::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let number = device.metadata().map_err(open_error)?.rdev();
+    let setting = format!("/sys/dev/block/{}:{}/ro", major(number), minor(number));
+    match std::fs::read_to_string(setting) {
+        Ok(setting) if setting.trim() == "1" => Err(open_error(io::Error::new(
+            io::ErrorKind::ReadOnlyFilesystem,
+            "the block device is read-only",
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -64,23 +64,29 @@ impl UndoSinkFile {
 
     /// Opens the undo file of an earlier repair to write the next seal, and reads it.
     pub fn open(path: &Path) -> io::Result<(Self, Vec<u8>)> {
-        let mut opened = Self::open_in_directory(path, OFlag::O_RDWR)?;
-        let bytes = read_trusted(&mut opened.file)?;
+        let opened = Self::open_in_directory(path, OFlag::O_RDWR)?;
+        let bytes = read_trusted(&opened.file)?;
         Ok((opened, bytes))
     }
 
     /// Reads the undo file of an earlier repair.
     pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-        read_trusted(&mut Self::open_in_directory(path, OFlag::O_RDONLY)?.file)
+        read_trusted(&Self::open_in_directory(path, OFlag::O_RDONLY)?.file)
     }
 
     /// Reads the undo file of an earlier repair, unless it is longer than `most_bytes`.
     pub fn read_at_most(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
-        let mut file = Self::open_in_directory(path, OFlag::O_RDONLY)?.file;
+        let file = Self::open_in_directory(path, OFlag::O_RDONLY)?.file;
         if file.metadata()?.len() > most_bytes {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        read_trusted(&mut file)
+        read_trusted(&file)
+    }
+
+    /// Reads the beginning of the undo file of an earlier repair, at most `most_bytes` of it.
+    pub fn read_head(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+        let file = Self::open_in_directory(path, OFlag::O_RDONLY)?.file;
+        read_trusted_part(&file, most_bytes)
     }
 
     /// Reads the end of the undo file of an earlier repair, from a multiple of 512 on, at most 2 KiB of it.
@@ -88,7 +94,7 @@ impl UndoSinkFile {
         let mut file = Self::open_in_directory(path, OFlag::O_RDONLY)?.file;
         let start = file.metadata()?.len().saturating_sub(TAIL_BYTES) / SECTOR * SECTOR;
         file.seek(SeekFrom::Start(start))?;
-        read_trusted(&mut file)
+        read_trusted(&file)
     }
 
     /// Deletes the file, and returns when it will stay deleted.
@@ -146,7 +152,11 @@ impl UndoSink for UndoSinkFile {
 }
 
 /// Reads a file whose bytes will be written into an image: only one that nobody else could have made or changed.
-fn read_trusted(file: &mut File) -> io::Result<Vec<u8>> {
+fn read_trusted(file: &File) -> io::Result<Vec<u8>> {
+    read_trusted_part(file, u64::MAX)
+}
+
+fn read_trusted_part(file: &File, most_bytes: u64) -> io::Result<Vec<u8>> {
     let metadata = file.metadata()?;
     let refusal = if !metadata.is_file() {
         "not a regular file"
@@ -157,7 +167,8 @@ fn read_trusted(file: &mut File) -> io::Result<Vec<u8>> {
     } else {
         let mut bytes = Vec::new();
         // What is appended meanwhile is nobody's.
-        file.take(metadata.len()).read_to_end(&mut bytes)?;
+        file.take(metadata.len().min(most_bytes))
+            .read_to_end(&mut bytes)?;
         return Ok(bytes);
     };
     Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal))

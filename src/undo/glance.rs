@@ -16,10 +16,20 @@ impl UndoFile<'_> {
     ///
     /// It says `false` of what no repair has committed, and of what a repair has finished; a damaged seal is looked into.
     pub fn may_be_committed(tail: &[u8]) -> bool {
-        let (sectors, _cut) = tail.as_chunks::<SECTOR_BYTES>();
-        let last = sectors
-            .iter()
-            .rfind(|sector| !Seal::is_unwritten_in(sector));
-        last.is_some_and(|seal| Seal::leaves_trace_in(seal) && u32_at(seal, 8) != Some(FINISHED))
+        last_seal(tail).is_some_and(|seal| u32_at(seal, 8) != Some(FINISHED))
     }
+
+    /// Whether a file that ends in such a `tail` seems to be of a repair that was finished. A damaged file may seem so.
+    pub fn seems_finished(tail: &[u8]) -> bool {
+        last_seal(tail).is_some_and(|seal| u32_at(seal, 8) == Some(FINISHED))
+    }
+}
+
+/// The last sector that something was written to, if it is a seal.
+fn last_seal(tail: &[u8]) -> Option<&[u8; SECTOR_BYTES]> {
+    let (sectors, _cut) = tail.as_chunks::<SECTOR_BYTES>();
+    let last = sectors
+        .iter()
+        .rfind(|sector| !Seal::is_unwritten_in(sector));
+    last.filter(|seal| Seal::leaves_trace_in(seal))
 }

@@ -44,6 +44,26 @@ impl UndoFile<'_> {
         }
         judgements
     }
+
+    /// Whether the image shows that this file was cut off after its commit: it has none, and yet there is a sector that is
+    /// not as it was but as the repair would have made it.
+    ///
+    /// `false` proves nothing: of what was cut off nothing is known.
+    pub fn is_cut_off<S: Storage + ?Sized>(&self, image: &S) -> bool {
+        let mut now = [0; SECTOR_BYTES];
+        // What has no version was never to be written.
+        let written = self.uncommitted.iter();
+        let mut written = written.filter(|record| record.versions().len() > 0);
+        written.any(|record| {
+            let sectors = record.original.chunks(SECTOR_BYTES).enumerate();
+            let mut sectors = sectors.zip((record.offset..).step_by(SECTOR_BYTES));
+            sectors.any(|((index, original), offset)| {
+                image.read_at(offset, &mut now).is_ok()
+                    && original != now
+                    && versions_of_sector(record, index, &now) != 0
+            })
+        })
+    }
 }
 
 impl Relied<'_> {

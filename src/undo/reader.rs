@@ -30,6 +30,7 @@ impl<'a> UndoFile<'a> {
                 relied_on: Vec::new(),
                 digest_before: None,
                 state: UndoState::Incomplete,
+                uncommitted: records,
                 next_seal_offset: 0,
                 chain: Chain::START,
             });
@@ -43,6 +44,7 @@ impl<'a> UndoFile<'a> {
             relied_on,
             digest_before: (version > block::FIRST_VERSION).then_some(digest_before),
             state,
+            uncommitted: Vec::new(),
             next_seal_offset: seals_end as u64,
             chain,
         })

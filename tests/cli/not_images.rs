@@ -249,6 +249,29 @@ fn an_image_on_a_larger_block_device_gets_the_findings_of_the_file() {
 }
 
 #[test]
+fn a_read_only_block_device_is_refused_before_there_is_an_undo_file() {
+    let stage = Stage::new();
+    let mut bytes = bytes_of("100-refcount-leak");
+    bytes.resize(1 << 20, 0);
+    let disk = stage.put("disk", &bytes);
+    let Some(device) = LoopDevice::attach(&stage, &disk, &["--read-only"]) else {
+        return;
+    };
+    let path = device.path.as_str();
+    let commands: [&[&str]; 2] = [
+        &["repair", "--yes", "--undo-file", "undo", path],
+        &["check", "-r", "leaks", "--undo-file", "undo", path],
+    ];
+    for arguments in commands {
+        let said = stage.qfsck(arguments);
+        expect_refusal(&said, 1, "the block device is read-only");
+        assert!(!stage.path("undo").exists());
+    }
+    stage.qfsck(["repair", "--dry-run", path]).expect_exit(3);
+    assert!(fs::read(disk).expect("it can be read") == bytes);
+}
+
+#[test]
 fn bytes_behind_the_image_matter_in_a_file_only() {
     let stage = Stage::new();
     stage.copy("345-trailing-garbage", "image");

@@ -417,6 +417,7 @@ fn signals_wait_while_the_image_is_written_to() {
             "pwrite64:signal=INT:when=1",
             "pwrite64:signal=TERM:when=4",
             "fsync:signal=HUP:when=2+1",
+            "pwrite64:signal=QUIT:when=4",
             "pwrite64:signal=INT:when=1+1",
         ] {
             let Some(said) = signalled(&stage, fault, arguments) else {

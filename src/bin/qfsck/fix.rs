@@ -90,7 +90,7 @@ fn mend_one(
         report: RepairReport::new(mode, &plan.withheld),
         undo_path: None,
     };
-    if let Some(word) = blocked(path, given) {
+    if let Some(word) = blocked(file.image(), given) {
         done.report = RepairReport::new(mode, &[]);
         return Ok(done.refuse(&word));
     }
@@ -100,7 +100,7 @@ fn mend_one(
     if let Some(word) = mend::moved_away(file) {
         return Ok(done.refuse(&word));
     }
-    let undo_path = match next_name(path, given) {
+    let undo_path = match next_name(file.image(), given) {
         Ok(undo_path) => undo_path,
         Err(word) => return Ok(done.refuse(&word)),
     };
@@ -157,7 +157,8 @@ impl Done {
             return Ok(());
         }
         let mut conditions = Conditions::default();
-        conditions.unreliable.extend(interrupted(path));
+        let interrupted = interrupted(image.storage().image());
+        conditions.unreliable.extend(interrupted);
         let (leaks, corruptions) = (self.fixed(Severity::Leak), self.fixed(Severity::Corruption));
         let document = || {
             CheckDocument::new(&filename(path), image, self.now(), &conditions).with_repair(

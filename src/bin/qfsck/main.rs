@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             "qfsck: internal error: {info}\nA check has written nothing; a repair has left its undo file. Please report this with the image's metadata."
         ));
     }));
-    hear_of_size_limits();
+    hold_signals(&cli.command);
     leave_ignored_signals_ignored();
     let outcome = panic::catch_unwind(|| match cli.command {
         Command::Check(args) => check::run(&args),
@@ -58,12 +58,21 @@ fn main() -> ExitCode {
 }
 
 /// A write past a limit of file sizes (`ulimit -f`) shall fail with words, not end the program in the middle of a repair.
-/// Called before there is a second thread: threads inherit it.
-fn hear_of_size_limits() {
-    let mut limit = SigSet::empty();
-    limit.add(Signal::SIGXFSZ);
-    // Where it cannot be blocked, the signal still ends the program, as a power cut would.
-    let _blocked = limit.thread_block();
+/// Nor shall Ctrl-\ in whatever writes to an image; Ctrl-C stops that where it can be stopped. Called before there is a
+/// second thread: threads inherit it.
+fn hold_signals(command: &Command) {
+    let mut held = SigSet::empty();
+    held.add(Signal::SIGXFSZ);
+    let writes = match command {
+        Command::Check(args) => args.repair.is_some(),
+        Command::Repair(_) | Command::Undo(_) => true,
+        Command::Audit(_) | Command::Owner(_) | Command::Explain(_) => false,
+    };
+    if writes {
+        held.add(Signal::SIGQUIT);
+    }
+    // Where they cannot be blocked, they still end the program, as a power cut would.
+    let _blocked = held.thread_block();
 }
 
 /// Who started the program may not want it to end with a terminal (`nohup`), or by a Ctrl-C meant for another job: a

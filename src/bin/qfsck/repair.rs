@@ -19,7 +19,9 @@ use crate::isolation::{self, confined};
 use crate::mend::{self, Manners, Site};
 use crate::progress::{Occupied, Watch};
 use crate::render::counted;
-use crate::way_back::{blocked, cut_repairs, interrupted, next_name, shell_word, undo_command};
+use crate::way_back::{
+    blocked, cut_repairs, interrupted, next_name, shell_word, undo_command, unvouched,
+};
 use crate::{finish, plan_file, plan_text, print, say};
 
 /// What a block device is told.
@@ -93,7 +95,7 @@ impl Job<'_> {
     /// A dry run, or a plan for later.
     fn look(&self) -> Result<Outcome, Error> {
         let file = ImageFile::open(self.image(), Sharing::Protected)?;
-        if let Some(word) = interrupted(self.image()) {
+        if let Some(word) = interrupted(&file) {
             say(&format!("qfsck: {word}"));
         }
         let plan = match self.planned(&file)? {
@@ -165,7 +167,7 @@ impl Job<'_> {
         if plan.is_empty() {
             return Ok(Outcome::of_check(&plan.before));
         }
-        let undo_path = match next_name(self.image(), given) {
+        let undo_path = match next_name(file.image(), given) {
             Ok(undo_path) => undo_path,
             Err(word) => {
                 say(&format!("qfsck: {word}"));
@@ -214,9 +216,9 @@ impl Job<'_> {
     fn deal_with_cut_repairs(&self, file: &mut RepairFile) -> Result<(), Outcome> {
         let given = self.args.undo_file.as_deref();
         let word = if !self.args.resume {
-            blocked(self.image(), given)
+            blocked(file.image(), given)
         } else if self.may_ask() {
-            put_back(file, self.image(), given).err()
+            put_back(file, given).err()
         } else {
             return Err(Outcome::Incomplete);
         };
@@ -288,8 +290,11 @@ fn options(file: &ImageFile) -> Options {
 ///
 /// A cut before the file is gone leaves a file that says "cut short" beside an image that is as it was, or on the way to
 /// it: the next `--resume` or `undo` goes on. A cut after it leaves the image as it was, and nothing else.
-fn put_back(file: &mut RepairFile, image: &Path, given: Option<&Path>) -> Result<(), String> {
-    let cut = cut_repairs(image, given);
+fn put_back(file: &mut RepairFile, given: Option<&Path>) -> Result<(), String> {
+    if let Some(word) = unvouched(file.image(), given) {
+        return Err(word);
+    }
+    let cut = cut_repairs(file.image(), given);
     let undo_path = match cut.as_slice() {
         [] => {
             say("no repair of this image was cut short; this is an ordinary repair");

@@ -31,7 +31,7 @@ impl Session {
             source,
         })?;
         let writer_before = file.writer();
-        let interrupted = interrupted(path);
+        let interrupted = interrupted(&file);
         // Who comes while an image is read without keeping writers out can only be named with all rights.
         isolation.begin(sharing == Sharing::Forced);
         let image = confined(|| Image::open(file, path))?;

@@ -4,7 +4,8 @@
 //! here: writing or deleting anything.
 //!
 //! Beside an image stand `IMAGE.qfsck-undo`, `IMAGE.qfsck-undo.2`, … up to 99. One of a repair that was cut short keeps
-//! everything but `undo` and `repair --resume` from the image, whatever its number; finished ones only take up names.
+//! everything but `undo` and `repair --resume` from the image, whatever its number; one that nobody can vouch for keeps
+//! `--resume` from it, too; finished ones only take up names.
 
 use std::ffi::OsString;
 use std::fs::symlink_metadata;
@@ -13,7 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use qfsck::undo::{UndoError, UndoFile, UndoState};
-use qfsck::{UndoSinkFile, escaped_path};
+use qfsck::{ImageFile, UndoSinkFile, escaped_path};
 
 /// What an undo file's name ends in, but for its number.
 const SUFFIX: &str = ".qfsck-undo";
@@ -31,9 +32,21 @@ enum Standing {
     /// What is left of a repair that never began.
     NeverBegan,
     /// The way back from a repair that was cut short.
-    Cut,
-    /// Anything else, in words.
-    Strange(String),
+    Cut {
+        /// All of it was read.
+        is_proven: bool,
+    },
+    /// Anything else, and what to do about it, in words: it may be the way back from a repair that was cut short.
+    Unvouched(String),
+}
+
+/// How much is read to tell what an undo file is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// The end, and all of it only where that does not say that the repair is done.
+    Glance,
+    /// All of it, if it is not too long.
+    Whole,
 }
 
 /// The name of the undo file with this number beside an image.
@@ -46,15 +59,26 @@ fn beside(image: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// All names beside an image that are taken; through a link, also those beside what it leads to.
-fn taken(image: &Path) -> impl Iterator<Item = PathBuf> {
-    let real = std::fs::canonicalize(image).ok();
+/// What the next undo file is named after: not a link to the image, for who comes by another name would not find it.
+fn home(image: &Path) -> PathBuf {
     let is_link = symlink_metadata(image).is_ok_and(|found| found.file_type().is_symlink());
-    let real = real.filter(|_| is_link);
-    let homes = std::iter::once(image.to_owned()).chain(real);
+    let real = is_link.then(|| std::fs::canonicalize(image).ok()).flatten();
+    real.unwrap_or_else(|| image.to_owned())
+}
+
+/// All names beside an image that are taken; through a link, also those beside the link, as they were once given.
+fn taken(image: &Path) -> impl Iterator<Item = PathBuf> {
+    let home = home(image);
+    let link = (home != image).then(|| image.to_owned());
+    let homes = std::iter::once(home).chain(link);
     homes
         .flat_map(|home| (1..=MOST_FILES).map(move |number| beside(&home, number)))
         .filter(|path| symlink_metadata(path).is_ok())
+}
+
+/// Whether an undo file is found without being named.
+fn is_found(image: &Path, undo_path: &Path) -> bool {
+    image_of(undo_path).is_some_and(|named| named == image || named == home(image))
 }
 
 /// The image an undo file is named after.
@@ -75,42 +99,124 @@ fn is_number(text: &[u8]) -> bool {
     matches!(text, [b'.', b'2'..=b'9'] | [b'.', b'1'..=b'9', b'0'..=b'9'])
 }
 
-fn standing(path: &Path) -> Standing {
-    if symlink_metadata(path).is_err() {
-        return Standing::Free;
-    }
-    let bytes = match UndoSinkFile::read_at_most(path, MOST_LOOKED_AT_BYTES) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return standing_of_long(path),
-        Err(error) => return Standing::Strange(format!("is there but cannot be read: {error}")),
-    };
-    match UndoFile::decode(&bytes).map(|file| file.state) {
-        Ok(UndoState::Finished { .. }) => Standing::Finished,
-        Ok(UndoState::Committed { .. }) => Standing::Cut,
-        Ok(UndoState::Incomplete) | Err(UndoError::NoHeader) => Standing::NeverBegan,
-        Err(error) => Standing::Strange(error.to_string()),
+fn standing(path: &Path, image: &ImageFile, depth: Depth) -> Standing {
+    match look(path, image, depth) {
+        Ok(standing) => standing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Free,
+        Err(error) => Standing::Unvouched(unreadable(path, &error)),
     }
 }
 
-/// Too long to be proven: its last seals tell, and whoever undoes it reads it whole.
-fn standing_of_long(path: &Path) -> Standing {
-    match UndoSinkFile::read_tail(path) {
-        Ok(tail) if UndoFile::may_be_committed(&tail) => Standing::Cut,
-        Ok(_) => Standing::Finished,
-        Err(error) => Standing::Strange(format!("is there but cannot be read: {error}")),
+fn look(path: &Path, image: &ImageFile, depth: Depth) -> io::Result<Standing> {
+    let tail = UndoSinkFile::read_tail(path)?;
+    let seems_finished = UndoFile::seems_finished(&tail);
+    if depth == Depth::Glance && seems_finished {
+        return Ok(Standing::Finished);
     }
+    let bytes = match UndoSinkFile::read_at_most(path, MOST_LOOKED_AT_BYTES) {
+        // Too long to be proven: its last seals tell, and whoever undoes it reads it whole.
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            if seems_finished {
+                return Ok(Standing::Finished);
+            } else if UndoFile::may_be_committed(&tail) {
+                return Ok(Standing::Cut { is_proven: false });
+            }
+            UndoSinkFile::read_head(path, MOST_LOOKED_AT_BYTES)?
+        }
+        bytes => bytes?,
+    };
+    let file = match UndoFile::decode(&bytes) {
+        Ok(file) => file,
+        Err(UndoError::NoHeader) => return Ok(Standing::NeverBegan),
+        Err(error) => return Ok(Standing::Unvouched(unknown(path, error))),
+    };
+    Ok(match file.state {
+        UndoState::Finished { .. } => Standing::Finished,
+        UndoState::Committed { .. } => Standing::Cut { is_proven: true },
+        UndoState::Incomplete => {
+            cut_off(path, &file, image).map_or(Standing::NeverBegan, Standing::Unvouched)
+        }
+    })
+}
+
+/// Why an undo file without a commit is not of a repair that never began, if so, in words: it was cut off since.
+pub(crate) fn cut_off(path: &Path, file: &UndoFile<'_>, image: &ImageFile) -> Option<String> {
+    if !file.is_cut_off(image) {
+        return None;
+    }
+    // The same repair may have been made later, with another undo file: that one knows how the image was before.
+    let mut others = taken(image.path()).filter(|other| !is_same(other, path));
+    let is_explained = others.any(|other| {
+        let bytes = UndoSinkFile::read_at_most(&other, MOST_LOOKED_AT_BYTES).unwrap_or_default();
+        UndoFile::decode(&bytes).is_ok_and(|later| {
+            matches!(later.state, UndoState::Finished { .. })
+                && !file.is_cut_off(&later.before(image))
+        })
+    });
+    let what = "is cut off, and the image differs from what it holds";
+    (!is_explained).then(|| unvouched_word(path, what, WHOLE_COPY))
+}
+
+/// An undo file that the system does not give out, or that others could have made.
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    let advice = if error.kind() == io::ErrorKind::PermissionDenied {
+        "run qfsck as its owner, or look at it and then make it yours alone (chown, chmod 600)"
+    } else {
+        LOOK_FIRST
+    };
+    unvouched_word(path, &format!("cannot be read: {error}"), advice)
+}
+
+/// Bytes that are not taken for an undo file.
+fn unknown(path: &Path, error: UndoError) -> String {
+    let advice = match error {
+        UndoError::UnknownVersion(_) | UndoError::UnknownFlags(_) => "use the qfsck that made it",
+        UndoError::Damaged { .. } => WHOLE_COPY,
+        _ => LOOK_FIRST,
+    };
+    unvouched_word(path, &error.to_string(), advice)
+}
+
+const WHOLE_COPY: &str =
+    "bring back a whole copy of it; if there is none, copy the image before you move it away";
+const LOOK_FIRST: &str = "look at it, and move it away only if it is not of a repair of this image";
+
+fn unvouched_word(path: &Path, what: &str, advice: &str) -> String {
+    format!(
+        "{} {what}; it may be the way back from a repair that was cut short: {advice}",
+        shell_word(path)
+    )
+}
+
+/// The undo files that are beside this image, and the one given.
+fn left_behind(image: &ImageFile, given: Option<&Path>, depth: Depth) -> Vec<(PathBuf, Standing)> {
+    let mut left: Vec<(PathBuf, Standing)> = Vec::new();
+    for path in taken(image.path()).chain(given.map(Path::to_owned)) {
+        if !left.iter().any(|(known, _)| is_same(known, &path)) {
+            let standing = standing(&path, image, depth);
+            left.push((path, standing));
+        }
+    }
+    left
 }
 
 /// The undo files of repairs of this image that were cut short, of those beside it and the one given.
-pub(crate) fn cut_repairs(image: &Path, given: Option<&Path>) -> Vec<PathBuf> {
-    let mut cut: Vec<PathBuf> = Vec::new();
-    for path in taken(image).chain(given.map(Path::to_owned)) {
-        let is_known = cut.iter().any(|known| is_same(known, &path));
-        if !is_known && matches!(standing(&path), Standing::Cut) {
-            cut.push(path);
-        }
-    }
-    cut
+pub(crate) fn cut_repairs(image: &ImageFile, given: Option<&Path>) -> Vec<PathBuf> {
+    let left = left_behind(image, given, Depth::Whole).into_iter();
+    let cut = left.filter(|(_, standing)| matches!(standing, Standing::Cut { .. }));
+    cut.map(|(path, _)| path).collect()
+}
+
+/// Why nothing is written to this image, not even to finish a repair that was cut short, if so.
+pub(crate) fn unvouched(image: &ImageFile, given: Option<&Path>) -> Option<String> {
+    word_of_unvouched(left_behind(image, given, Depth::Whole))
+}
+
+fn word_of_unvouched(left: Vec<(PathBuf, Standing)>) -> Option<String> {
+    left.into_iter().find_map(|(_, standing)| match standing {
+        Standing::Unvouched(word) => Some(word),
+        _ => None,
+    })
 }
 
 /// Whether two paths lead to the same file.
@@ -119,22 +225,27 @@ pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
     one == other || real(one) == real(other)
 }
 
-/// Whether a repair of this image was cut short, in words, by the undo files beside it. Little is read for it.
-pub(crate) fn interrupted(image: &Path) -> Option<String> {
-    taken(image).find_map(|path| {
-        let tail = UndoSinkFile::read_tail(&path).ok()?;
-        if !UndoFile::may_be_committed(&tail) {
-            return None;
+/// Whether a repair of this image was cut short, or may have been, in words, by the undo files beside it. Little is read
+/// for it.
+pub(crate) fn interrupted(image: &ImageFile) -> Option<String> {
+    obstacle(image, None, Depth::Glance)
+}
+
+/// Why nothing but `undo` and `repair --resume` may touch the image, if so.
+pub(crate) fn blocked(image: &ImageFile, given: Option<&Path>) -> Option<String> {
+    obstacle(image, given, Depth::Whole)
+}
+
+fn obstacle(image: &ImageFile, given: Option<&Path>, depth: Depth) -> Option<String> {
+    let left = left_behind(image, given, depth);
+    let cut = left.iter().find_map(|(path, standing)| match standing {
+        Standing::Cut { is_proven: true } => Some(both_ways(image.path(), path)),
+        Standing::Cut { is_proven: false } => {
+            Some(format!("it seems that {}", both_ways(image.path(), path)))
         }
-        let state = match UndoSinkFile::read_at_most(&path, MOST_LOOKED_AT_BYTES) {
-            Ok(bytes) => UndoFile::decode(&bytes).ok()?.state,
-            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                return Some(format!("it seems that {}", both_ways(image, &path)));
-            }
-            Err(_) => return None,
-        };
-        matches!(state, UndoState::Committed { .. }).then(|| both_ways(image, &path))
-    })
+        _ => None,
+    });
+    cut.or_else(|| word_of_unvouched(left))
 }
 
 /// What to do about a repair that was cut short.
@@ -149,7 +260,7 @@ pub(crate) fn both_ways(image: &Path, undo_path: &Path) -> String {
 /// How a cut repair is finished.
 pub(crate) fn resume_command(image: &Path, undo_path: &Path) -> String {
     let image_word = shell_word(image);
-    if image_of(undo_path).as_deref() == Some(image) {
+    if is_found(image, undo_path) {
         format!("qfsck repair --resume {image_word}")
     } else {
         let undo_word = shell_word(undo_path);
@@ -160,29 +271,24 @@ pub(crate) fn resume_command(image: &Path, undo_path: &Path) -> String {
 /// How a repair is taken back.
 pub(crate) fn undo_command(image: &Path, undo_path: &Path) -> String {
     let undo_word = shell_word(undo_path);
-    if image_of(undo_path).as_deref() == Some(image) {
+    if is_found(image, undo_path) {
         format!("qfsck undo {undo_word}")
     } else {
         format!("qfsck undo {undo_word} --image {}", shell_word(image))
     }
 }
 
-/// Why nothing but `undo` and `repair --resume` may touch the image, if so.
-pub(crate) fn blocked(image: &Path, given: Option<&Path>) -> Option<String> {
-    let cut = cut_repairs(image, given);
-    cut.first().map(|path| both_ways(image, path))
-}
-
 /// Where the undo file of the next repair goes.
-pub(crate) fn next_name(image: &Path, given: Option<&Path>) -> Result<PathBuf, String> {
+pub(crate) fn next_name(image: &ImageFile, given: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(path) = given {
         return match in_the_way(image, path) {
             None => Ok(path.to_owned()),
             Some((_, word)) => Err(word),
         };
     }
+    let home = home(image.path());
     for number in 1..=MOST_FILES {
-        let path = beside(image, number);
+        let path = beside(&home, number);
         match in_the_way(image, &path) {
             None => return Ok(path),
             Some((Passable::Yes, _)) => {}
@@ -191,7 +297,7 @@ pub(crate) fn next_name(image: &Path, given: Option<&Path>) -> Result<PathBuf, S
     }
     Err(format!(
         "{MOST_FILES} undo files stand beside {}; delete those that are not needed any more",
-        shell_word(image)
+        shell_word(&home)
     ))
 }
 
@@ -202,9 +308,9 @@ enum Passable {
 }
 
 /// What an undo file that is already there means, and what to do about it.
-fn in_the_way(image: &Path, undo_path: &Path) -> Option<(Passable, String)> {
+fn in_the_way(image: &ImageFile, undo_path: &Path) -> Option<(Passable, String)> {
     let path = shell_word(undo_path);
-    Some(match standing(undo_path) {
+    Some(match standing(undo_path, image, Depth::Whole) {
         Standing::Free => return None,
         Standing::Finished => (
             Passable::Yes,
@@ -217,11 +323,8 @@ fn in_the_way(image: &Path, undo_path: &Path) -> Option<(Passable, String)> {
             Passable::Yes,
             format!("{path} is of a repair that never began; delete it and try again"),
         ),
-        Standing::Cut => (Passable::No, both_ways(image, undo_path)),
-        Standing::Strange(what) => (
-            Passable::No,
-            format!("{path} {what}; move it away or give another --undo-file"),
-        ),
+        Standing::Cut { .. } => (Passable::No, both_ways(image.path(), undo_path)),
+        Standing::Unvouched(word) => (Passable::No, word),
     })
 }
 

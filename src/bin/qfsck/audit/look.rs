@@ -21,6 +21,7 @@ use qfsck::{
 
 use super::budget::{Budget, Metered};
 use super::store::Store;
+use crate::way_back::interrupted;
 
 /// Bytes of the header that a fingerprint has the sum of.
 const HEADER_BYTES: usize = 4096;
@@ -114,6 +115,7 @@ pub(crate) fn look(
         around,
         progress,
         last,
+        unreliable: Vec::new(),
         run: AuditRun {
             host: around.host.clone(),
             checks: checks.saturating_add(1),
@@ -173,20 +175,25 @@ struct Looking<'a> {
     around: &'a Surroundings,
     progress: &'a Arc<Progress>,
     last: Option<&'a AuditRow>,
+    unreliable: Vec<String>,
     run: AuditRun,
 }
 
 impl Looking<'_> {
     /// `None` if the audit ended before anything was known.
     fn see(mut self, minder: &dyn Minder) -> Option<Sight> {
-        let first = self.see_once(minder)?;
+        let mut sight = self.see_once(minder)?;
         let has_changed =
-            matches!(&first, Sight::Row(row, _) if row.status == ImageStatus::Changed);
-        if !has_changed {
-            return Some(first);
+            matches!(&sight, Sight::Row(row, _) if row.status == ImageStatus::Changed);
+        if has_changed {
+            // Somebody may have come and gone: once more, then never mind.
+            sight = self.see_once(minder)?;
         }
-        // Somebody may have come and gone: once more, then never mind.
-        self.see_once(minder)
+        // Also of an image that is in use, or that nobody touched since: undo files come and go beside it.
+        if let Sight::Row(row, _) = &mut sight {
+            row.unreliable = self.unreliable;
+        }
+        Some(sight)
     }
 
     fn see_once(&mut self, minder: &dyn Minder) -> Option<Sight> {
@@ -196,6 +203,7 @@ impl Looking<'_> {
             Err(error) => return Some(self.refused(&path, &error)),
         };
         self.run.no_locks = file.lock_weakness().is_some();
+        self.unreliable = interrupted(&file).into_iter().collect();
         if file.is_written() {
             return Some(self.otherwise(ImageStatus::Busy, None, None));
         }

@@ -209,6 +209,7 @@ fn remarks(row: &AuditRow, has_past: bool) -> String {
         facts.push(format!("{} {ago} ago", verdict.status.name()));
     }
     facts.extend(row.reason.as_deref().map(shown_reason));
+    facts.extend(row.unreliable.iter().map(|reason| shown_reason(reason)));
     if row.carried {
         facts.push("not touched since".to_owned());
     }

@@ -305,6 +305,11 @@ fn facts(html: &mut Html, row: &AuditRow) {
             .text(&cut(reason))
             .raw("</dd>");
     }
+    for reason in row.unreliable.iter().take(CODES) {
+        html.raw("<dt>unreliable</dt><dd>")
+            .text(&cut(reason))
+            .raw("</dd>");
+    }
     if row.leaked_bytes > 0 {
         html.raw("<dt>leaked</dt><dd>")
             .bytes(row.leaked_bytes)
