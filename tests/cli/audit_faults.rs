@@ -6,12 +6,13 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use serde_json::Value;
 
 use super::audit::{peak_kibibytes, statuses};
 use super::stage::{LargeImage, QFSCK, Said, Stage, bytes_of, has_tools, is_root, skip};
@@ -299,6 +300,70 @@ fn results_replace_no_image_and_no_pipe() {
         .expect("it is there")
         .file_type();
     assert!(kind.is_fifo());
+}
+
+/// Where the record of an image is.
+fn record_of(stage: &Stage, image: &str) -> PathBuf {
+    let shelves = fs::read_dir(stage.path("state/images")).expect("there are records");
+    let files = shelves.flat_map(|shelf| {
+        let shelf = shelf.expect("it can be read").path();
+        fs::read_dir(shelf).expect("it can be read")
+    });
+    let mut paths = files.map(|file| file.expect("it can be read").path());
+    let is_of = |path: &PathBuf| {
+        let bytes = fs::read(path).expect("a record can be read");
+        let record: Value = serde_json::from_slice(&bytes).expect("a record is whole");
+        record["image"].as_str().expect("a path").ends_with(image)
+    };
+    paths.find(is_of).expect("it has a record")
+}
+
+#[test]
+fn a_night_that_cannot_end_leaves_the_metrics_as_the_last_one_left_them() {
+    let stage = fleet();
+    let night = || {
+        let arguments = ["--state", "state", "--metrics", "m.prom", "images"];
+        stage.qfsck([&["audit", "--fail-on", "corruption"], &arguments[..]].concat())
+    };
+    let metrics = || fs::read_to_string(stage.path("m.prom")).expect("there are metrics");
+    night().expect_exit(2);
+    let whole = metrics();
+    assert!(
+        whole.contains("qfsck_images{status=\"do-not-boot\"} 2"),
+        "{whole}"
+    );
+    // A record that can be neither read nor replaced.
+    let record = record_of(&stage, "a/broken");
+    fs::remove_file(&record).expect("it can be removed");
+    fs::create_dir(&record).expect("it can be made");
+    let said = night();
+    said.expect_exit(8);
+    assert_eq!(metrics(), whole);
+    // It was seen all the same, as were those behind it.
+    let counts = "2 do-not-boot, 2 leaks, 2 clean";
+    assert!(said.out().contains(counts), "{}", said.out());
+    let mark = fs::read_to_string(stage.path("state/night.json")).expect("there is a mark");
+    assert!(mark.contains("\"finished\":false"), "{mark}");
+    assert!(!stage.path("state/nights/00000002.jsonl").exists());
+    fs::remove_dir(&record).expect("it can be removed");
+    // The numbers of the night have no place.
+    let numbers = stage.path("state/nights/00000002.summary.json");
+    fs::create_dir(&numbers).expect("it can be made");
+    let said = night();
+    said.expect_exit(8);
+    assert!(
+        said.err().contains("the end of the night"),
+        "{}",
+        said.err()
+    );
+    assert_eq!(metrics(), whole);
+    fs::remove_dir(&numbers).expect("it can be removed");
+    night().expect_exit(2);
+    let text = metrics();
+    assert!(
+        text != whole && text.contains("\"do-not-boot\"} 2"),
+        "{text}"
+    );
 }
 
 #[test]

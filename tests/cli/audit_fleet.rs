@@ -154,6 +154,21 @@ fn a_shard_that_did_not_run_is_missed_and_its_images_are_a_list() {
 }
 
 #[test]
+fn a_record_that_cannot_be_read_is_missing_and_keeps_no_other_out() {
+    let stage = fleet(5);
+    plan(&stage, &[]);
+    run_shard(&stage, "0/1", "out", &[]).expect_exit(0);
+    let found = stage.run("find", ["out", "-name", "*.json"]).out();
+    let record = stage.path(found.lines().next().expect("there are records"));
+    fs::remove_file(&record).expect("it can be removed");
+    fs::create_dir(&record).expect("it can be made");
+    let said = merge(&stage, "out", "report.jsonl");
+    said.expect_exit(8);
+    assert!(said.err().contains("1 of 5 images"), "{}", said.err());
+    assert_eq!(report(&stage, "report.jsonl").lines().count(), 4);
+}
+
+#[test]
 fn the_number_of_shards_is_never_guessed() {
     let stage = fleet(3);
     plan(&stage, &["--shards", "4"]);

@@ -39,6 +39,9 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 /// Images of which less was read are not what the memory is used for.
 const LEAST_SUSPECT: Duration = Duration::from_millis(500);
 
+/// Who is handed each record, and whether it could be kept, if it is to be.
+type Take<'a> = &'a mut dyn FnMut(&AuditRecord, bool);
+
 /// What became of all tasks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Muster {
@@ -103,7 +106,7 @@ pub(crate) fn work(
     around: Surroundings,
     limits: &LimitArgs,
     started: Instant,
-    take: &mut dyn FnMut(&AuditRecord),
+    take: Take<'_>,
 ) -> Muster {
     Watch::heed_signals();
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -162,7 +165,7 @@ impl Overseer {
         }
     }
 
-    fn watch(&mut self, take: &mut dyn FnMut(&AuditRecord)) {
+    fn watch(&mut self, take: Take<'_>) {
         let total = self.shared.tasks.len();
         let mut over_since = None;
         let mut done = 0;
@@ -206,7 +209,7 @@ impl Overseer {
             || self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    fn note(&mut self, looked: Looked, take: &mut dyn FnMut(&AuditRecord)) {
+    fn note(&mut self, looked: Looked, take: Take<'_>) {
         match looked {
             Looked::Record(record) => {
                 self.muster.recorded += 1;
@@ -218,7 +221,7 @@ impl Overseer {
                         .is_some_and(|reason| reason.starts_with("a defect"));
                 self.muster.defects += usize::from(is_defect);
                 self.show.count(record.row.status);
-                take(&record);
+                take(&record, true);
             }
             Looked::Already => self.muster.already += 1,
             Looked::Nothing => {}
@@ -230,7 +233,7 @@ impl Overseer {
                         "qfsck: the record of {name} cannot be written: {error}"
                     ));
                 }
-                take(&record);
+                take(&record, false);
             }
         }
     }
@@ -244,7 +247,7 @@ impl Overseer {
     }
 
     /// Gives up what takes too long; says how many images were taken from threads that do not come back.
-    fn look_after_the_slow(&mut self, now: Instant, take: &mut dyn FnMut(&AuditRecord)) -> usize {
+    fn look_after_the_slow(&mut self, now: Instant, take: Take<'_>) -> usize {
         let mut lost = Vec::new();
         let (image_time, shared) = (self.image_time, &self.shared);
         self.seats.retain(|seat| {

@@ -213,7 +213,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
         budget: Arc::new(Budget::new(&args.limits)),
         host: host(),
     };
-    let muster = crew::work(tasks, around, &args.limits, started, &mut |_| {});
+    let muster = crew::work(tasks, around, &args.limits, started, &mut |_, _| {});
     say(&format!(
         "qfsck: shard {}/{}: {count} images, {} looked at, {} had a record, {} not reached",
         shard.index(),
@@ -352,10 +352,16 @@ fn put_together(args: &MergeArgs, list: &List) -> io::Result<Merged> {
         missing: Vec::new(),
         per_image: metrics_of_image(None),
     };
+    let mut unread = None;
     let mut each = |to: &mut dyn Write| {
         for entry in &list.entries {
             let record = store.as_ref().map(|store| store.read(&entry.name));
-            let record = record.transpose()?.flatten();
+            // What cannot be read is missing, and keeps no other image out of the report.
+            let record = record.transpose().unwrap_or_else(|error| {
+                unread.get_or_insert(error);
+                None
+            });
+            let record = record.flatten();
             let night = list.header.night.night;
             let Some(record) = record.filter(|record| record.row.night == night) else {
                 merged.tally.miss();
@@ -375,6 +381,9 @@ fn put_together(args: &MergeArgs, list: &List) -> io::Result<Merged> {
     match &args.report {
         Some(path) => to_place(path, each)?,
         None => each(&mut io::sink())?,
+    }
+    if let Some(error) = unread {
+        say(&format!("qfsck: a record cannot be read: {error}"));
     }
     Ok(merged)
 }
