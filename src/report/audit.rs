@@ -322,6 +322,9 @@ pub struct ListEntry {
     /// Its directory was not there, or had nothing any more, as one whose disk is not mounted.
     #[serde(default, skip_serializing_if = "is_false")]
     pub lost: bool,
+    /// It is a symbolic link now, or below one, and links are not followed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub linked: bool,
 }
 
 /// Where a state stands.

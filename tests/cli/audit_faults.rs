@@ -367,6 +367,59 @@ fn a_night_that_cannot_end_leaves_the_metrics_as_the_last_one_left_them() {
 }
 
 #[test]
+fn an_image_that_is_behind_a_link_now_is_gone_and_never_opened() {
+    let stage = fleet();
+    night(&stage).expect_exit(0);
+    fs::rename(stage.path("images/a"), stage.path("aside")).expect("it can be renamed");
+    symlink("../aside", stage.path("images/a")).expect("a link can be made");
+    fs::remove_file(stage.path("images/b/broken")).expect("it can be removed");
+    symlink("good", stage.path("images/b/broken")).expect("a link can be made");
+    let said = night_jsonl(&stage);
+    said.expect_exit(0);
+    let documents = said.documents();
+    let gone: Vec<_> = documents
+        .iter()
+        .filter(|record| record["status"] == "gone")
+        .collect();
+    assert_eq!(gone.len(), 4, "{documents:?}");
+    for record in gone {
+        assert_eq!(record["reason"], "it is behind a symbolic link now");
+        assert_eq!(record["run"]["reads"], 0, "{record}");
+    }
+    // Said once.
+    let said = night(&stage).expect_exit(0).out();
+    assert!(said.contains("night 3: 2 images"), "{said}");
+    assert!(!said.contains("gone"), "{said}");
+}
+
+#[test]
+fn a_list_says_of_an_image_behind_a_link_that_it_is_gone() {
+    let stage = fleet();
+    let round = |night: &str, since: &[&str]| {
+        let plan = ["audit", "plan", "images", "--out", "work.jsonl", "--night"];
+        let said = stage.qfsck([&plan[..], &[night], since].concat());
+        said.expect_exit(0);
+        let run = ["audit", "run", "--work", "work.jsonl", "--out", "out"];
+        stage.qfsck(run).expect_exit(0);
+        let report = format!("{night}.jsonl");
+        let merge = ["audit", "merge", "--work", "work.jsonl", "out", "--report"];
+        stage
+            .qfsck([&merge[..], &[&report]].concat())
+            .expect_exit(0);
+        fs::read_to_string(stage.path(report)).expect("there is a report")
+    };
+    round("100", &[]);
+    fs::rename(stage.path("images/a"), stage.path("aside")).expect("it can be renamed");
+    symlink("../aside", stage.path("images/a")).expect("a link can be made");
+    let rows = round("101", &["--since", "100.jsonl"]);
+    let behind = "\"reason\":\"it is behind a symbolic link now\"";
+    assert_eq!(rows.matches(behind).count(), 3, "{rows}");
+    assert_eq!(rows.matches("\"status\":\"gone\"").count(), 3, "{rows}");
+    let rows = round("102", &["--since", "101.jsonl"]);
+    assert_eq!(rows.lines().count(), 3, "{rows}");
+}
+
+#[test]
 fn a_directory_that_is_no_state_loses_nothing_by_being_named_as_one() {
     let stage = fleet();
     fs::create_dir(stage.path("state")).expect("it can be made");

@@ -27,7 +27,7 @@ use self::args::{AuditArgs, AuditFailOn, AuditOutput, AuditVerb, ResultArgs};
 use self::budget::Budget;
 use self::crew::Muster;
 use self::discover::{Discovery, Unfound, discover};
-use self::look::{Surroundings, Task};
+use self::look::{Place, Surroundings, Task};
 use self::store::{NoState, State, Store, host, write_whole};
 use crate::exit::Outcome;
 use crate::progress::Watch;
@@ -265,7 +265,7 @@ fn tasks(discovery: &Discovery, night: Night, full_every: u64) -> Vec<Task> {
                 name,
                 other_names: found.other_names,
                 since: None,
-                lost: false,
+                place: Place::Usual,
             }
         })
         .collect()
@@ -285,21 +285,20 @@ fn add_known(
         if found.contains(&row.name.to_bytes()) {
             return;
         }
-        let lost = match discovery.judge(&row, night) {
+        let place = match discovery.judge(&row, night) {
             Unfound::Elsewhere => return,
             Unfound::Forgotten => {
                 forgotten.push(row.name);
                 return;
             }
-            Unfound::Expected => false,
-            Unfound::Lost => true,
+            Unfound::Expected(place) => place,
         };
         tasks.push(Task {
             name: row.name,
             other_names: 0,
             since: None,
             full: true,
-            lost,
+            place,
         });
     })?;
     for name in forgotten {

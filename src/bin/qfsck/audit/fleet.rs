@@ -21,7 +21,7 @@ use qfsck::{escaped_path, path_of_bytes};
 use super::args::{DiffArgs, MergeArgs, PlanArgs, RunArgs};
 use super::budget::Budget;
 use super::discover::{Discovery, Unfound, discover, named};
-use super::look::{Surroundings, Task};
+use super::look::{Place, Surroundings, Task};
 use super::store::{Store, host, write_whole};
 use super::{crew, fails, now, of_muster, refuse, show, write_metrics};
 use crate::exit::Outcome;
@@ -91,6 +91,7 @@ fn entries(
         entries.push(ListEntry {
             full: is_due(&name, night, full_every) || since.as_deref().is_some_and(is_overdue),
             lost: false,
+            linked: false,
             cost: found.cost,
             other_names: found.other_names,
             name,
@@ -99,10 +100,9 @@ fn entries(
     }
     // What is left was there the night before: gone by now, or without its first bytes.
     for row in since.into_values() {
-        let lost = match discovery.judge(&row, night) {
+        let place = match discovery.judge(&row, night) {
             Unfound::Elsewhere | Unfound::Forgotten => continue,
-            Unfound::Expected => false,
-            Unfound::Lost => true,
+            Unfound::Expected(place) => place,
         };
         entries.push(ListEntry {
             name: row.name.clone(),
@@ -110,7 +110,8 @@ fn entries(
             other_names: 0,
             since: Some(Box::new(row)),
             full: true,
-            lost,
+            lost: place == Place::Lost,
+            linked: place == Place::Linked,
         });
     }
     entries
@@ -231,7 +232,11 @@ fn task(entry: ListEntry) -> Task {
         other_names: entry.other_names,
         since: entry.since,
         full: entry.full,
-        lost: entry.lost,
+        place: match (entry.linked, entry.lost) {
+            (true, _) => Place::Linked,
+            (false, true) => Place::Lost,
+            (false, false) => Place::Usual,
+        },
     }
 }
 

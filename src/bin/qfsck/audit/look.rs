@@ -40,8 +40,18 @@ pub(crate) struct Task {
     pub(crate) since: Option<Box<AuditRow>>,
     /// It is to be read even if nobody touched it.
     pub(crate) full: bool,
-    /// The directory it was in is not there, or has nothing any more, as one whose disk is not mounted.
-    pub(crate) lost: bool,
+    pub(crate) place: Place,
+}
+
+/// What is known of the place an image is to be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nothing that matters.
+    Usual,
+    /// The directory is not there, or has nothing any more, as one whose disk is not mounted.
+    Lost,
+    /// It is a symbolic link, or below one: links are not followed, so nothing there is opened.
+    Linked,
 }
 
 /// Who looks after a check while it goes on.
@@ -190,6 +200,10 @@ impl Looking<'_> {
     }
 
     fn see_once(&mut self, minder: &dyn Minder) -> Option<Sight> {
+        if self.task.place == Place::Linked {
+            let reason = "it is behind a symbolic link now".to_owned();
+            return Some(self.otherwise(ImageStatus::Gone, Some(reason), None));
+        }
         let path = self.task.name.to_path();
         let file = match ImageFile::open(&path, Sharing::Observed) {
             Ok(file) => file,
@@ -309,7 +323,7 @@ impl Looking<'_> {
 
     /// It could not be opened.
     fn refused(&self, path: &Path, error: &Error) -> Sight {
-        if self.task.lost {
+        if self.task.place == Place::Lost {
             let reason = "its directory is not there, or is empty: is its disk mounted?";
             return self.otherwise(ImageStatus::Unfinished, Some(reason.to_owned()), None);
         }
@@ -431,7 +445,7 @@ mod tests {
             other_names: 0,
             since: None,
             full: true,
-            lost: false,
+            place: Place::Usual,
         };
         let looked = look(&task, &around, &Arc::new(Progress::default()), &Clumsy);
         assert!(matches!(looked, Looked::Record(_)), "{looked:?}");
