@@ -213,6 +213,9 @@ impl Looking<'_> {
         if file.is_written() {
             return Some(self.otherwise(ImageStatus::Busy, None, None));
         }
+        if self.is_seen_tonight(&file) {
+            return Some(Sight::Done);
+        }
         let metered = Metered {
             file,
             budget: Arc::clone(&self.around.budget),
@@ -230,11 +233,6 @@ impl Looking<'_> {
         // A device has no stamp that tells of writes.
         let fingerprint = (!metered.file.is_block_device()).then_some(fingerprint);
         let night = self.around.night;
-        if let Some(last) = self.last
-            && is_done(last, fingerprint, night)
-        {
-            return Some(Sight::Done);
-        }
         let is_overdue = match (self.last, self.around.full_every) {
             (Some(last), Some(every)) => is_overdue(last, night, every),
             _ => false,
@@ -245,6 +243,20 @@ impl Looking<'_> {
             return Some(Sight::Row(Box::new(row), self.run.clone()));
         }
         self.read(metered, &path, stamp, fingerprint, minder)
+    }
+
+    /// Whether a record of tonight is all there is to say. That costs no read: every write gives another stamp, and what a
+    /// disk forgets in one night is found in another.
+    fn is_seen_tonight(&self, file: &ImageFile) -> bool {
+        let Some(last) = self.last.filter(|_| !file.is_block_device()) else {
+            return false;
+        };
+        let stamp = file.stamp().ok();
+        let known = last.fingerprint.zip(stamp).map(|(known, stamp)| {
+            let header_crc = known.header_crc;
+            fingerprint_of(stamp, header_crc)
+        });
+        is_done(last, known, self.around.night)
     }
 
     /// Reads an image whose file had this stamp before.
@@ -372,14 +384,17 @@ fn fingerprint(metered: &Metered) -> io::Result<(FileStamp, Fingerprint)> {
     }
     let mut header = [0; HEADER_BYTES];
     metered.read_at(0, &mut header)?;
-    let fingerprint = Fingerprint {
+    Ok((stamp, fingerprint_of(stamp, crc32fast::hash(&header))))
+}
+
+fn fingerprint_of(stamp: FileStamp, header_crc: u32) -> Fingerprint {
+    Fingerprint {
         bytes: stamp.length_bytes,
         modified_ns: stamp.modified_nanoseconds,
         changed_ns: stamp.changed_nanoseconds,
         inode: stamp.inode,
-        header_crc: crc32fast::hash(&header),
-    };
-    Ok((stamp, fingerprint))
+        header_crc,
+    }
 }
 
 /// For how long a write might still be given the same stamp.
