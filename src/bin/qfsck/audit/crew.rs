@@ -286,7 +286,7 @@ impl Overseer {
         lost.len()
     }
 
-    /// Over the limit of memory, the image that has been read for the longest time is given up.
+    /// Over the limit of memory, the image that has been read for the longest time is given up, and after a while the next.
     fn look_after_memory(&mut self, now: Instant) {
         let Some(ceiling) = self.ceiling else { return };
         if now < self.memory_due {
@@ -297,22 +297,30 @@ impl Overseer {
             return;
         }
         self.memory_due = now + MEMORY_PAUSE;
-        let mut oldest: Option<(Instant, &Arc<Seat>)> = None;
-        for seat in &self.seats {
-            let started = lock(&seat.at).as_ref().map(|job| job.started);
-            if let Some(started) = started
-                && now.duration_since(started) >= LEAST_SUSPECT
-                && oldest.is_none_or(|(least, _)| started < least)
-            {
-                oldest = Some((started, seat));
-            }
-        }
-        if let Some((_, seat)) = oldest
-            && let Some(job) = lock(&seat.at).as_mut()
-        {
-            let reason = "it needs more memory than --max-memory allows".to_owned();
-            job.stop(StopReason::GiveUp(reason));
-        }
+        relieve(&self.seats, now);
+    }
+}
+
+/// Gives up the image that has been read for the longest time. One that waits for memory uses none, and one that was given
+/// up already gives back what it has.
+fn relieve(seats: &[Arc<Seat>], now: Instant) {
+    let suspect = |seat: &Arc<Seat>| {
+        let at = lock(&seat.at);
+        let job = at
+            .as_ref()
+            .filter(|job| !job.is_waiting && job.stopped.is_none())?;
+        let is_old = now.duration_since(job.started) >= LEAST_SUSPECT;
+        is_old.then_some((job.started, job.task))
+    };
+    let oldest = seats
+        .iter()
+        .filter_map(|seat| Some((suspect(seat)?, seat)))
+        .min_by_key(|(suspect, _)| *suspect);
+    if let Some(((_, task), seat)) = oldest
+        && let Some(job) = lock(&seat.at).as_mut().filter(|job| job.task == task)
+    {
+        let reason = "it needs more memory than --max-memory allows".to_owned();
+        job.stop(StopReason::GiveUp(reason));
     }
 }
 
@@ -413,5 +421,48 @@ impl Show {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_the_limit_of_memory_the_image_that_uses_it_is_given_up() {
+        let began = Instant::now();
+        let seat = |task: usize, is_waiting: bool, is_stopped: bool| {
+            let mut job = Job {
+                task,
+                started: began + Duration::from_secs(task as u64),
+                is_waiting,
+                progress: Arc::new(Progress::default()),
+                stopped: None,
+            };
+            if is_stopped {
+                job.stop(StopReason::GiveUp("it took too long".to_owned()));
+            }
+            Arc::new(Seat {
+                at: Mutex::new(Some(job)),
+            })
+        };
+        let seats = [
+            seat(0, true, false),
+            seat(1, false, true),
+            seat(3, false, false),
+            seat(2, false, false),
+        ];
+        let reasons = || seats.each_ref().map(|seat| seat.why());
+        let before = reasons();
+        relieve(&seats, began + Duration::from_secs(60));
+        let after = reasons();
+        assert_eq!(after[..3], before[..3]);
+        let Some(StopReason::GiveUp(reason)) = &after[3] else {
+            panic!("{after:?}");
+        };
+        assert!(reason.contains("memory"), "{reason}");
+        // One that has only begun is not what the memory is used for.
+        relieve(&seats, began + Duration::from_secs(3));
+        assert_eq!(reasons(), after);
     }
 }
