@@ -4,7 +4,7 @@
 //! that say no more than was seen, exit codes that say what was not. Never here: an image that was changed.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -300,6 +300,39 @@ fn results_replace_no_image_and_no_pipe() {
         .expect("it is there")
         .file_type();
     assert!(kind.is_fifo());
+}
+
+#[test]
+fn results_go_where_a_link_leads_and_not_through_one_to_an_image() {
+    let stage = fleet();
+    let image = "images/a/good";
+    let before = fs::read(stage.path(image)).expect("it can be read");
+    symlink("good", stage.path("images/a/disk")).expect("a link can be made");
+    let said = stage.qfsck(["audit", "--metrics", "images/a/disk", "images"]);
+    said.expect_exit(8);
+    assert!(said.err().contains("it is an image"), "{}", said.err());
+    let link = fs::read_link(stage.path("images/a/disk")).expect("it is a link");
+    assert_eq!(link, Path::new("good"));
+    assert!(fs::read(stage.path(image)).expect("it can be read") == before);
+    fs::create_dir(stage.path("collected")).expect("it can be made");
+    stage.put("collected/real.prom", b"of last night");
+    symlink("collected/real.prom", stage.path("m.prom")).expect("a link can be made");
+    let audit = ["audit", "--metrics", "m.prom", "images"];
+    stage.qfsck(audit).expect_exit(0);
+    fs::read_link(stage.path("m.prom")).expect("it is a link still");
+    let text = fs::read_to_string(stage.path("collected/real.prom")).expect("it is there");
+    assert!(text.contains("qfsck_images{status=\"clean\"} 2"), "{text}");
+    if !is_root() {
+        return skip("a link of somebody else: only root can make one");
+    }
+    // Where somebody else's link leads is not for them to say.
+    lchown(stage.path("m.prom"), Some(65_534), None).expect("a link can be given away");
+    stage.put("collected/real.prom", b"precious");
+    stage.qfsck(audit).expect_exit(0);
+    let text = fs::read_to_string(stage.path("collected/real.prom")).expect("it is there");
+    assert_eq!(text, "precious");
+    let text = fs::read_to_string(stage.path("m.prom")).expect("it is there");
+    assert!(text.contains("qfsck_images{status=\"clean\"} 2"), "{text}");
 }
 
 /// Where the record of an image is.
