@@ -366,6 +366,9 @@ pub struct AuditSummary {
     pub new_images: u64,
     /// The most nights in a row that somebody was in an image.
     pub most_busy_nights: u64,
+    /// Images that are in use or were given up, and were damaged when they were last read.
+    #[serde(default)]
+    pub damaged_when_last_read: u64,
     /// Images that were never read whole.
     pub never_read: u64,
     /// Bytes that leaked clusters take up.

@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use super::audit::{peak_kibibytes, statuses};
+use super::locks::set_lock;
 use super::stage::{LargeImage, QFSCK, Said, Stage, bytes_of, has_tools, is_root, skip};
 
 /// A stage with images in `images/a` and `images/b`, three in each: one damaged, one leaky, one clean.
@@ -450,6 +452,42 @@ fn a_list_says_of_an_image_behind_a_link_that_it_is_gone() {
     assert_eq!(rows.matches("\"status\":\"gone\"").count(), 3, "{rows}");
     let rows = round("102", &["--since", "101.jsonl"]);
     assert_eq!(rows.lines().count(), 3, "{rows}");
+}
+
+#[test]
+fn a_damaged_image_that_somebody_starts_stays_in_the_metrics() {
+    let stage = fleet();
+    let damaged = || {
+        let arguments = ["--state", "state", "--metrics", "m.prom", "images"];
+        stage.qfsck([&["audit"], &arguments[..]].concat());
+        let text = fs::read_to_string(stage.path("m.prom")).expect("there are metrics");
+        let value = |name: &str| {
+            let mut lines = text.lines();
+            lines.find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
+        (
+            value("qfsck_images{status=\"do-not-boot\"}"),
+            value("qfsck_damaged_when_last_read"),
+        )
+    };
+    assert_eq!(damaged(), (Some(2), Some(0)));
+    let open = |name: &str| {
+        let mut options = fs::OpenOptions::new();
+        let file = options.read(true).write(true).open(stage.path(name));
+        let file = file.expect("it can be opened");
+        set_lock(&file, libc::F_WRLCK, 0, 0).expect("it can be locked");
+        file
+    };
+    let started = [open("images/a/broken"), open("images/b/good")];
+    assert_eq!(damaged(), (Some(1), Some(1)));
+    // However long.
+    assert_eq!(damaged(), (Some(1), Some(1)));
+    for file in &started {
+        set_lock(file, libc::F_UNLCK, 0, 0).expect("it can be unlocked");
+    }
+    assert_eq!(damaged(), (Some(2), Some(0)));
+    fs::remove_file(stage.path("images/a/broken")).expect("it can be removed");
+    assert_eq!(damaged(), (Some(1), Some(0)));
 }
 
 #[test]
