@@ -491,6 +491,21 @@ fn a_damaged_image_that_somebody_starts_stays_in_the_metrics() {
 }
 
 #[test]
+fn nobody_else_can_hold_the_lock_of_a_state() {
+    let stage = fleet();
+    let others = || {
+        let metadata = fs::metadata(stage.path("state/lock")).expect("there is a lock");
+        metadata.permissions().mode() & 0o007
+    };
+    night(&stage).expect_exit(0);
+    assert_eq!(others(), 0);
+    // One that an earlier version made.
+    close(&stage.path("state/lock"), 0o644);
+    night(&stage).expect_exit(0);
+    assert_eq!(others(), 0);
+}
+
+#[test]
 fn a_directory_that_is_no_state_loses_nothing_by_being_named_as_one() {
     let stage = fleet();
     fs::create_dir(stage.path("state")).expect("it can be made");

@@ -237,7 +237,10 @@ impl Store {
 
     /// Forgets an image.
     pub(crate) fn remove(&self, name: &ImageName) -> io::Result<()> {
-        fs::remove_file(self.path_of(name))
+        match fs::remove_file(self.path_of(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Removes what was left unfinished by runs that are over.
@@ -252,14 +255,15 @@ impl Store {
         }
     }
 
-    /// Hands over every record.
+    /// Hands over every record that is in its place: one that is not is no image's.
     pub(crate) fn for_each(&self, mut take: impl FnMut(AuditRecord)) -> io::Result<()> {
         self.for_each_file(|path| {
             let is_record = path
                 .extension()
                 .is_some_and(|extension| extension == "json");
-            let record = fs::read(path).ok().filter(|_| is_record);
-            if let Some(record) = record.and_then(|bytes| read_line(&bytes).ok()) {
+            let bytes = is_record.then(|| fs::read(path).ok()).flatten();
+            let record = bytes.and_then(|bytes| read_line::<AuditRecord>(&bytes).ok());
+            if let Some(record) = record.filter(|record| self.path_of(&record.row.name) == path) {
                 take(record);
             }
         })
@@ -276,6 +280,21 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+/// Who may open the lock of a state can hold it, so that no audit begins: its owner, and a group that shares the state.
+const LOCK_MODE: u32 = 0o660;
+
+/// Takes a lock that an earlier version made away from everybody else. What has anything in it is not the audit's.
+fn close_to_others(lock: &File) {
+    let Ok(metadata) = lock.metadata() else {
+        return;
+    };
+    let mode = metadata.permissions().mode() & 0o777;
+    if metadata.is_file() && metadata.len() == 0 && mode & !LOCK_MODE != 0 {
+        // Only its owner can.
+        let _closed = lock.set_permissions(fs::Permissions::from_mode(mode & LOCK_MODE));
     }
 }
 
@@ -312,8 +331,10 @@ impl State {
         let lock = OpenOptions::new()
             .append(true)
             .create(true)
+            .mode(LOCK_MODE)
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
             .open(directory.join("lock"))?;
+        close_to_others(&lock);
         let lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(NoState::Taken),
