@@ -133,8 +133,13 @@ fn a_shard_that_did_not_run_is_missed_and_its_images_are_a_list() {
         "--out",
         "out",
     ];
-    // The number of shards was laid down; a part of the list is run by as many.
+    // The number of shards was laid down; a part of the list is run by as many, or as one.
     stage.qfsck(arguments).expect_exit(64);
+    let at_once = ["audit", "run", "--work", "missing.jsonl", "--out", "else"];
+    let said = stage.qfsck(at_once);
+    said.expect_exit(0);
+    let shard = format!("shard 0/1: {missing} images");
+    assert!(said.err().contains(&shard), "{}", said.err());
     for index in 0..4 {
         let shard = format!("{index}/4");
         let arguments = [

@@ -185,7 +185,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
         Ok(list) => list,
         Err(outcome) => return outcome,
     };
-    let shard = match shard_of(args, &list.header, &|name| env::var(name).ok()) {
+    let shard = match shard_of(args, &list, &|name| env::var(name).ok()) {
         Ok(shard) => shard,
         Err(why) => return refuse(Outcome::Usage, &why),
     };
@@ -243,14 +243,17 @@ fn task(entry: ListEntry) -> Task {
 /// Which shard this is. How many there are is never taken from the engine: one that runs some of them again counts fewer.
 fn shard_of(
     args: &RunArgs,
-    header: &ListHeader,
+    List { header, .. }: &List,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Shard, String> {
+    // What a merge missed is run by one as well: nobody divided it.
+    let is_part = header.digest != header.id;
     let shard = match (args.shard, args.shard_from_env) {
         (Some(shard), _) => shard,
         (None, Some(count)) => {
             Shard::new(index_from(variable)?, count).map_err(|error| error.to_string())?
         }
+        (None, None) if is_part => return Ok(Shard::WHOLE),
         (None, None) if header.shards.is_none_or(|shards| shards == 1) => Shard::WHOLE,
         (None, None) => return Err("the list is for shards: give --shard i/n".to_owned()),
     };
@@ -324,8 +327,11 @@ pub(super) fn merge(args: &MergeArgs) -> Outcome {
         return outcome;
     }
     let (count, of) = (merged.missing.len(), list.entries.len());
+    // A list of all of them is the list that was divided.
+    let divided = list.header.shards.filter(|n| *n > 1 && count == of);
+    let how = divided.map_or_else(String::new, |n| format!(", with --shard i/{n} for each i"));
     let advice = match &args.missing {
-        Some(path) => format!("run {} as a list", escaped_path(path)),
+        Some(path) => format!("run {} as a list{how}", escaped_path(path)),
         None => "--missing FILE makes a list of them".to_owned(),
     };
     let why = format!("{count} of {of} images have no record; {advice}");
