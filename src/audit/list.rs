@@ -145,6 +145,7 @@ mod tests {
             since: None,
             full: true,
             lost: false,
+            linked: false,
         }
     }
 

@@ -50,7 +50,7 @@ pub fn metrics(summary: &AuditSummary, completed_at: u64, duration_seconds: f64)
 }
 
 /// Name, meaning and value of what is one number.
-fn numbers(summary: &AuditSummary, completed_at: u64) -> [(&'static str, &'static str, u64); 9] {
+fn numbers(summary: &AuditSummary, completed_at: u64) -> [(&'static str, &'static str, u64); 10] {
     let age = summary
         .oldest_verdict_at
         .map_or(0, |at| completed_at.saturating_sub(at));
@@ -79,6 +79,11 @@ fn numbers(summary: &AuditSummary, completed_at: u64) -> [(&'static str, &'stati
             "qfsck_healed",
             "Images that are not damaged any more.",
             summary.healed,
+        ),
+        (
+            "qfsck_damaged_when_last_read",
+            "Images in use or given up that were damaged when they were last read.",
+            summary.damaged_when_last_read,
         ),
         (
             "qfsck_never_read",

@@ -130,6 +130,7 @@ mod tests {
             since: None,
             full: false,
             lost: false,
+            linked: false,
         };
         (0..count).map(entry).collect()
     }

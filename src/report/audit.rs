@@ -325,6 +325,9 @@ pub struct ListEntry {
     /// Its directory was not there, or had nothing any more, as one whose disk is not mounted.
     #[serde(default, skip_serializing_if = "is_false")]
     pub lost: bool,
+    /// It is a symbolic link now, or below one, and links are not followed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub linked: bool,
 }
 
 /// Where a state stands.
@@ -366,6 +369,9 @@ pub struct AuditSummary {
     pub new_images: u64,
     /// The most nights in a row that somebody was in an image.
     pub most_busy_nights: u64,
+    /// Images that are in use or were given up, and were damaged when they were last read.
+    #[serde(default)]
+    pub damaged_when_last_read: u64,
     /// Images that were never read whole.
     pub never_read: u64,
     /// Bytes that leaked clusters take up.

@@ -4,16 +4,19 @@
 //! that say no more than was seen, exit codes that say what was not. Never here: an image that was changed.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use serde_json::Value;
 
 use super::audit::{peak_kibibytes, statuses};
+use super::locks::set_lock;
 use super::stage::{LargeImage, QFSCK, Said, Stage, bytes_of, has_tools, is_root, skip};
 
 /// A stage with images in `images/a` and `images/b`, three in each: one damaged, one leaky, one clean.
@@ -299,6 +302,207 @@ fn results_replace_no_image_and_no_pipe() {
         .expect("it is there")
         .file_type();
     assert!(kind.is_fifo());
+}
+
+#[test]
+fn results_go_where_a_link_leads_and_not_through_one_to_an_image() {
+    let stage = fleet();
+    let image = "images/a/good";
+    let before = fs::read(stage.path(image)).expect("it can be read");
+    symlink("good", stage.path("images/a/disk")).expect("a link can be made");
+    let said = stage.qfsck(["audit", "--metrics", "images/a/disk", "images"]);
+    said.expect_exit(8);
+    assert!(said.err().contains("it is an image"), "{}", said.err());
+    let link = fs::read_link(stage.path("images/a/disk")).expect("it is a link");
+    assert_eq!(link, Path::new("good"));
+    assert!(fs::read(stage.path(image)).expect("it can be read") == before);
+    fs::create_dir(stage.path("collected")).expect("it can be made");
+    stage.put("collected/real.prom", b"of last night");
+    symlink("collected/real.prom", stage.path("m.prom")).expect("a link can be made");
+    let audit = ["audit", "--metrics", "m.prom", "images"];
+    stage.qfsck(audit).expect_exit(0);
+    fs::read_link(stage.path("m.prom")).expect("it is a link still");
+    let text = fs::read_to_string(stage.path("collected/real.prom")).expect("it is there");
+    assert!(text.contains("qfsck_images{status=\"clean\"} 2"), "{text}");
+    if !is_root() {
+        return skip("a link of somebody else: only root can make one");
+    }
+    // Where somebody else's link leads is not for them to say.
+    lchown(stage.path("m.prom"), Some(65_534), None).expect("a link can be given away");
+    stage.put("collected/real.prom", b"precious");
+    stage.qfsck(audit).expect_exit(0);
+    let text = fs::read_to_string(stage.path("collected/real.prom")).expect("it is there");
+    assert_eq!(text, "precious");
+    let text = fs::read_to_string(stage.path("m.prom")).expect("it is there");
+    assert!(text.contains("qfsck_images{status=\"clean\"} 2"), "{text}");
+}
+
+/// Where the record of an image is.
+fn record_of(stage: &Stage, image: &str) -> PathBuf {
+    let shelves = fs::read_dir(stage.path("state/images")).expect("there are records");
+    let files = shelves.flat_map(|shelf| {
+        let shelf = shelf.expect("it can be read").path();
+        fs::read_dir(shelf).expect("it can be read")
+    });
+    let mut paths = files.map(|file| file.expect("it can be read").path());
+    let is_of = |path: &PathBuf| {
+        let bytes = fs::read(path).expect("a record can be read");
+        let record: Value = serde_json::from_slice(&bytes).expect("a record is whole");
+        record["image"].as_str().expect("a path").ends_with(image)
+    };
+    paths.find(is_of).expect("it has a record")
+}
+
+#[test]
+fn a_night_that_cannot_end_leaves_the_metrics_as_the_last_one_left_them() {
+    let stage = fleet();
+    let night = || {
+        let arguments = ["--state", "state", "--metrics", "m.prom", "images"];
+        stage.qfsck([&["audit", "--fail-on", "corruption"], &arguments[..]].concat())
+    };
+    let metrics = || fs::read_to_string(stage.path("m.prom")).expect("there are metrics");
+    night().expect_exit(2);
+    let whole = metrics();
+    assert!(
+        whole.contains("qfsck_images{status=\"do-not-boot\"} 2"),
+        "{whole}"
+    );
+    // A record that can be neither read nor replaced.
+    let record = record_of(&stage, "a/broken");
+    fs::remove_file(&record).expect("it can be removed");
+    fs::create_dir(&record).expect("it can be made");
+    let said = night();
+    said.expect_exit(8);
+    assert_eq!(metrics(), whole);
+    // It was seen all the same, as were those behind it.
+    let counts = "2 do-not-boot, 2 leaks, 2 clean";
+    assert!(said.out().contains(counts), "{}", said.out());
+    let mark = fs::read_to_string(stage.path("state/night.json")).expect("there is a mark");
+    assert!(mark.contains("\"finished\":false"), "{mark}");
+    assert!(!stage.path("state/nights/00000002.jsonl").exists());
+    fs::remove_dir(&record).expect("it can be removed");
+    // The numbers of the night have no place.
+    let numbers = stage.path("state/nights/00000002.summary.json");
+    fs::create_dir(&numbers).expect("it can be made");
+    let said = night();
+    said.expect_exit(8);
+    assert!(
+        said.err().contains("the end of the night"),
+        "{}",
+        said.err()
+    );
+    assert_eq!(metrics(), whole);
+    fs::remove_dir(&numbers).expect("it can be removed");
+    night().expect_exit(2);
+    let text = metrics();
+    assert!(
+        text != whole && text.contains("\"do-not-boot\"} 2"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_image_that_is_behind_a_link_now_is_gone_and_never_opened() {
+    let stage = fleet();
+    night(&stage).expect_exit(0);
+    fs::rename(stage.path("images/a"), stage.path("aside")).expect("it can be renamed");
+    symlink("../aside", stage.path("images/a")).expect("a link can be made");
+    fs::remove_file(stage.path("images/b/broken")).expect("it can be removed");
+    symlink("good", stage.path("images/b/broken")).expect("a link can be made");
+    let said = night_jsonl(&stage);
+    said.expect_exit(0);
+    let documents = said.documents();
+    let gone: Vec<_> = documents
+        .iter()
+        .filter(|record| record["status"] == "gone")
+        .collect();
+    assert_eq!(gone.len(), 4, "{documents:?}");
+    for record in gone {
+        assert_eq!(record["reason"], "it is behind a symbolic link now");
+        assert_eq!(record["run"]["reads"], 0, "{record}");
+    }
+    // Said once.
+    let said = night(&stage).expect_exit(0).out();
+    assert!(said.contains("night 3: 2 images"), "{said}");
+    assert!(!said.contains("gone"), "{said}");
+}
+
+#[test]
+fn a_list_says_of_an_image_behind_a_link_that_it_is_gone() {
+    let stage = fleet();
+    let round = |night: &str, since: &[&str]| {
+        let plan = ["audit", "plan", "images", "--out", "work.jsonl", "--night"];
+        let said = stage.qfsck([&plan[..], &[night], since].concat());
+        said.expect_exit(0);
+        let run = ["audit", "run", "--work", "work.jsonl", "--out", "out"];
+        stage.qfsck(run).expect_exit(0);
+        let report = format!("{night}.jsonl");
+        let merge = ["audit", "merge", "--work", "work.jsonl", "out", "--report"];
+        stage
+            .qfsck([&merge[..], &[&report]].concat())
+            .expect_exit(0);
+        fs::read_to_string(stage.path(report)).expect("there is a report")
+    };
+    round("100", &[]);
+    fs::rename(stage.path("images/a"), stage.path("aside")).expect("it can be renamed");
+    symlink("../aside", stage.path("images/a")).expect("a link can be made");
+    let rows = round("101", &["--since", "100.jsonl"]);
+    let behind = "\"reason\":\"it is behind a symbolic link now\"";
+    assert_eq!(rows.matches(behind).count(), 3, "{rows}");
+    assert_eq!(rows.matches("\"status\":\"gone\"").count(), 3, "{rows}");
+    let rows = round("102", &["--since", "101.jsonl"]);
+    assert_eq!(rows.lines().count(), 3, "{rows}");
+}
+
+#[test]
+fn a_damaged_image_that_somebody_starts_stays_in_the_metrics() {
+    let stage = fleet();
+    let damaged = || {
+        let arguments = ["--state", "state", "--metrics", "m.prom", "images"];
+        stage.qfsck([&["audit"], &arguments[..]].concat());
+        let text = fs::read_to_string(stage.path("m.prom")).expect("there are metrics");
+        let value = |name: &str| {
+            let mut lines = text.lines();
+            lines.find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
+        (
+            value("qfsck_images{status=\"do-not-boot\"}"),
+            value("qfsck_damaged_when_last_read"),
+        )
+    };
+    assert_eq!(damaged(), (Some(2), Some(0)));
+    let open = |name: &str| {
+        let mut options = fs::OpenOptions::new();
+        let file = options.read(true).write(true).open(stage.path(name));
+        let file = file.expect("it can be opened");
+        set_lock(&file, libc::F_WRLCK, 0, 0).expect("it can be locked");
+        file
+    };
+    let started = [open("images/a/broken"), open("images/b/good")];
+    assert_eq!(damaged(), (Some(1), Some(1)));
+    // However long.
+    assert_eq!(damaged(), (Some(1), Some(1)));
+    for file in &started {
+        set_lock(file, libc::F_UNLCK, 0, 0).expect("it can be unlocked");
+    }
+    assert_eq!(damaged(), (Some(2), Some(0)));
+    fs::remove_file(stage.path("images/a/broken")).expect("it can be removed");
+    assert_eq!(damaged(), (Some(1), Some(0)));
+}
+
+#[test]
+fn nobody_else_can_hold_the_lock_of_a_state() {
+    let stage = fleet();
+    let others = || {
+        let metadata = fs::metadata(stage.path("state/lock")).expect("there is a lock");
+        metadata.permissions().mode() & 0o007
+    };
+    night(&stage).expect_exit(0);
+    assert_eq!(others(), 0);
+    // One that an earlier version made.
+    close(&stage.path("state/lock"), 0o644);
+    night(&stage).expect_exit(0);
+    assert_eq!(others(), 0);
 }
 
 #[test]

@@ -133,8 +133,13 @@ fn a_shard_that_did_not_run_is_missed_and_its_images_are_a_list() {
         "--out",
         "out",
     ];
-    // The number of shards was laid down; a part of the list is run by as many.
+    // The number of shards was laid down; a part of the list is run by as many, or as one.
     stage.qfsck(arguments).expect_exit(64);
+    let at_once = ["audit", "run", "--work", "missing.jsonl", "--out", "else"];
+    let said = stage.qfsck(at_once);
+    said.expect_exit(0);
+    let shard = format!("shard 0/1: {missing} images");
+    assert!(said.err().contains(&shard), "{}", said.err());
     for index in 0..4 {
         let shard = format!("{index}/4");
         let arguments = [
@@ -151,6 +156,21 @@ fn a_shard_that_did_not_run_is_missed_and_its_images_are_a_list() {
     }
     merge(&stage, "out", "report.jsonl").expect_exit(0);
     assert_eq!(report(&stage, "report.jsonl").lines().count(), 50);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_missing_and_keeps_no_other_out() {
+    let stage = fleet(5);
+    plan(&stage, &[]);
+    run_shard(&stage, "0/1", "out", &[]).expect_exit(0);
+    let found = stage.run("find", ["out", "-name", "*.json"]).out();
+    let record = stage.path(found.lines().next().expect("there are records"));
+    fs::remove_file(&record).expect("it can be removed");
+    fs::create_dir(&record).expect("it can be made");
+    let said = merge(&stage, "out", "report.jsonl");
+    said.expect_exit(8);
+    assert!(said.err().contains("1 of 5 images"), "{}", said.err());
+    assert_eq!(report(&stage, "report.jsonl").lines().count(), 4);
 }
 
 #[test]

@@ -324,6 +324,38 @@ fn a_night_that_ran_out_of_time_goes_on_and_is_not_over() {
 }
 
 #[test]
+fn a_night_that_goes_on_reads_nothing_of_what_it_has_seen() {
+    let stage = fleet(40);
+    night(&stage, &[]);
+    let mark = fs::read_to_string(stage.path("state/night.json")).expect("there is a mark");
+    let open = mark.replace("\"finished\":true", "\"finished\":false");
+    assert_ne!(open, mark);
+    stage.put("state/night.json", open.as_bytes());
+    // At a read a second, forty images would never be passed by.
+    let said = night(&stage, &["--max-iops", "1", "--time", "10s"]);
+    assert!(said.out().contains("night 1: 40 images"), "{}", said.out());
+    assert!(
+        records(&stage)
+            .iter()
+            .all(|(_, record)| record["run"]["checks"] == 1)
+    );
+}
+
+#[test]
+fn a_record_in_another_place_holds_nobody_up() {
+    let stage = fleet(3);
+    night(&stage, &[]);
+    let (path, _) = record_of(&stage, "vm-0002");
+    fs::create_dir_all(stage.path("state/images/zz")).expect("a directory can be made");
+    let misplaced = stage.path("state/images/zz/copy.json");
+    fs::rename(path, &misplaced).expect("a record can be moved");
+    // It would be forgotten, and is not where that is done.
+    let said = night(&stage, &["--exclude", "vm-0002"]);
+    assert!(said.out().contains("night 2: 2 images"), "{}", said.out());
+    assert!(misplaced.exists());
+}
+
+#[test]
 fn two_audits_do_not_work_in_one_state() {
     let stage = fleet(1);
     let large = LargeImage::of_a_while();

@@ -14,6 +14,7 @@ mod report;
 mod show;
 mod store;
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use self::args::{AuditArgs, AuditFailOn, AuditOutput, AuditVerb, ResultArgs};
 use self::budget::Budget;
 use self::crew::Muster;
 use self::discover::{Discovery, Unfound, discover};
-use self::look::{Surroundings, Task};
+use self::look::{Place, Surroundings, Task};
 use self::store::{NoState, State, Store, host, write_whole};
 use crate::exit::Outcome;
 use crate::progress::Watch;
@@ -92,14 +93,22 @@ fn alone(args: &AuditArgs) -> Outcome {
     };
     let mut results = Results::new(args, night);
     let has_state = kept.is_some();
-    let muster = crew::work(tasks, around, &args.limits, started, &mut |record| {
-        results.take(record, has_state);
-    });
-    match &kept {
-        Some(kept) => results.end_night(kept, &names, &muster),
-        None => (0..muster.left).for_each(|_| results.tally.miss()),
-    }
-    if muster.left == 0 {
+    let muster = crew::work(
+        tasks,
+        around,
+        &args.limits,
+        started,
+        &mut |record, is_kept| {
+            results.take(record, is_kept && has_state);
+        },
+    );
+    let is_over = if let Some(kept) = &kept {
+        results.end_night(kept, &names, &muster)
+    } else {
+        (0..muster.left).for_each(|_| results.tally.miss());
+        muster.left == 0
+    };
+    if is_over {
         let written = write_metrics(&args.results, &results.tally, &results.per_image, started);
         results.note(written, "the metrics");
     }
@@ -143,6 +152,8 @@ struct Results<'a> {
     tally: Tally,
     per_image: String,
     outcome: Outcome,
+    /// Images that were counted as they came, though there is a state: their records could not be kept.
+    unkept: BTreeSet<Vec<u8>>,
 }
 
 impl<'a> Results<'a> {
@@ -152,16 +163,20 @@ impl<'a> Results<'a> {
             tally: Tally::new(night),
             per_image: metrics_of_image(None),
             outcome: Outcome::Clean,
+            unkept: BTreeSet::new(),
         }
     }
 
-    /// A record, as it is there. Where there is a state, rows are counted at the end of the night, by path.
-    fn take(&mut self, record: &AuditRecord, has_state: bool) {
+    /// A record, as it is there. What the state keeps is counted at the end of the night, by path.
+    fn take(&mut self, record: &AuditRecord, is_in_state: bool) {
         if self.args.output == AuditOutput::Jsonl {
             self.note(print(|to| write_line(record, to)), "a record");
         }
-        if !has_state {
+        if !is_in_state {
             self.add(&record.row);
+            if self.args.state.is_some() {
+                self.unkept.insert(record.row.name.to_bytes());
+            }
         }
     }
 
@@ -198,21 +213,33 @@ impl<'a> Results<'a> {
             .max(fails(&self.tally, self.args.results.fail_on))
     }
 
-    /// Counts what the state has of this night, and ends it if that is all.
-    fn end_night(&mut self, (state, store): &(State, Store), names: &[ImageName], muster: &Muster) {
+    /// Counts what the state has of this night, and ends it if that is all; says whether it is over.
+    fn end_night(
+        &mut self,
+        (state, store): &(State, Store),
+        names: &[ImageName],
+        muster: &Muster,
+    ) -> bool {
         let is_through = muster.left == 0 && muster.unwritten == 0;
-        let gathered = gather(state, store, names, is_through, &mut |row| self.add(row));
-        let missed = *gathered.as_ref().unwrap_or(&0);
+        let unkept = std::mem::take(&mut self.unkept);
+        let names = names
+            .iter()
+            .filter(|name| unkept.is_empty() || !unkept.contains(&name.to_bytes()));
+        let (missed, gathered) = gather(state, store, names, is_through, &mut |row| self.add(row));
         (0..missed).for_each(|_| self.tally.miss());
-        self.note(gathered.map(|_| ()), "the report");
+        self.note(gathered, "the report");
+        let mut is_over = false;
         if is_through && self.outcome == Outcome::Clean {
-            self.note(state.finish(self.tally.summary()), "the end of the night");
+            let finished = state.finish(self.tally.summary());
+            is_over = finished.is_ok();
+            self.note(finished, "the end of the night");
         }
         if is_through && missed > 0 {
             // Another run would find no more: the night ends for all others.
             let why = format!("{missed} images have no record, though all were looked at");
             self.outcome = self.outcome.max(refuse(Outcome::Missing, &why));
         }
+        is_over
     }
 }
 
@@ -238,7 +265,7 @@ fn tasks(discovery: &Discovery, night: Night, full_every: u64) -> Vec<Task> {
                 name,
                 other_names: found.other_names,
                 since: None,
-                lost: false,
+                place: Place::Usual,
             }
         })
         .collect()
@@ -251,29 +278,27 @@ fn add_known(
     discovery: &mut Discovery,
     night: Night,
 ) -> io::Result<()> {
-    let found: std::collections::BTreeSet<Vec<u8>> =
-        tasks.iter().map(|task| task.name.to_bytes()).collect();
+    let found: BTreeSet<Vec<u8>> = tasks.iter().map(|task| task.name.to_bytes()).collect();
     let mut forgotten = Vec::new();
     store.for_each(|record: AuditRecord| {
         let row = record.row;
         if found.contains(&row.name.to_bytes()) {
             return;
         }
-        let lost = match discovery.judge(&row, night) {
+        let place = match discovery.judge(&row, night) {
             Unfound::Elsewhere => return,
             Unfound::Forgotten => {
                 forgotten.push(row.name);
                 return;
             }
-            Unfound::Expected => false,
-            Unfound::Lost => true,
+            Unfound::Expected(place) => place,
         };
         tasks.push(Task {
             name: row.name,
             other_names: 0,
             since: None,
             full: true,
-            lost,
+            place,
         });
     })?;
     for name in forgotten {
@@ -282,34 +307,45 @@ fn add_known(
     Ok(())
 }
 
-/// Hands over the rows of this night, by path, and writes them down if all are there; says how many are not.
-fn gather(
+/// Hands over the rows of this night, by path, and writes them down if that can be done; says how many are not there.
+/// What goes wrong with one image or with the report keeps no other image from being counted; the first of it is said.
+fn gather<'a>(
     state: &State,
     store: &Store,
-    names: &[ImageName],
+    mut names: impl Iterator<Item = &'a ImageName>,
     is_through: bool,
     take: &mut dyn FnMut(&AuditRow),
-) -> io::Result<u64> {
+) -> (u64, io::Result<()>) {
     let mut missed = 0;
     let mut each = |to: &mut dyn Write| {
-        for name in names {
-            let record = store.read(name)?;
+        let mut done = Ok(());
+        for name in names.by_ref() {
+            let record = match store.read(name) {
+                Ok(record) => record,
+                Err(error) => {
+                    done = done.and(Err(error));
+                    None
+                }
+            };
             match record.filter(|record| record.row.night == state.night.night) {
                 Some(record) => {
                     take(&record.row);
-                    write_line(&record.row, &mut *to)?;
+                    if done.is_ok() {
+                        done = write_line(&record.row, &mut *to);
+                    }
                 }
                 None => missed += 1,
             }
         }
-        Ok(())
+        done
     };
+    let mut done = Ok(());
     if is_through {
-        write_whole(&state.report(), each)?;
-    } else {
-        each(&mut io::sink())?;
+        done = write_whole(&state.report(), &mut each);
     }
-    Ok(missed)
+    // Where the report could not even be begun, they are still to be counted.
+    let done = done.and(each(&mut io::sink()));
+    (missed, done)
 }
 
 /// Writes the metrics, if anybody wants them.

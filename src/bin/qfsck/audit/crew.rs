@@ -39,6 +39,9 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 /// Images of which less was read are not what the memory is used for.
 const LEAST_SUSPECT: Duration = Duration::from_millis(500);
 
+/// Who is handed each record, and whether it could be kept, if it is to be.
+type Take<'a> = &'a mut dyn FnMut(&AuditRecord, bool);
+
 /// What became of all tasks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Muster {
@@ -103,7 +106,7 @@ pub(crate) fn work(
     around: Surroundings,
     limits: &LimitArgs,
     started: Instant,
-    take: &mut dyn FnMut(&AuditRecord),
+    take: Take<'_>,
 ) -> Muster {
     Watch::heed_signals();
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -162,7 +165,7 @@ impl Overseer {
         }
     }
 
-    fn watch(&mut self, take: &mut dyn FnMut(&AuditRecord)) {
+    fn watch(&mut self, take: Take<'_>) {
         let total = self.shared.tasks.len();
         let mut over_since = None;
         let mut done = 0;
@@ -206,7 +209,7 @@ impl Overseer {
             || self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    fn note(&mut self, looked: Looked, take: &mut dyn FnMut(&AuditRecord)) {
+    fn note(&mut self, looked: Looked, take: Take<'_>) {
         match looked {
             Looked::Record(record) => {
                 self.muster.recorded += 1;
@@ -218,7 +221,7 @@ impl Overseer {
                         .is_some_and(|reason| reason.starts_with("a defect"));
                 self.muster.defects += usize::from(is_defect);
                 self.show.count(record.row.status);
-                take(&record);
+                take(&record, true);
             }
             Looked::Already => self.muster.already += 1,
             Looked::Nothing => {}
@@ -230,7 +233,7 @@ impl Overseer {
                         "qfsck: the record of {name} cannot be written: {error}"
                     ));
                 }
-                take(&record);
+                take(&record, false);
             }
         }
     }
@@ -244,7 +247,7 @@ impl Overseer {
     }
 
     /// Gives up what takes too long; says how many images were taken from threads that do not come back.
-    fn look_after_the_slow(&mut self, now: Instant, take: &mut dyn FnMut(&AuditRecord)) -> usize {
+    fn look_after_the_slow(&mut self, now: Instant, take: Take<'_>) -> usize {
         let mut lost = Vec::new();
         let (image_time, shared) = (self.image_time, &self.shared);
         self.seats.retain(|seat| {
@@ -283,7 +286,7 @@ impl Overseer {
         lost.len()
     }
 
-    /// Over the limit of memory, the image that has been read for the longest time is given up.
+    /// Over the limit of memory, the image that has been read for the longest time is given up, and after a while the next.
     fn look_after_memory(&mut self, now: Instant) {
         let Some(ceiling) = self.ceiling else { return };
         if now < self.memory_due {
@@ -294,22 +297,30 @@ impl Overseer {
             return;
         }
         self.memory_due = now + MEMORY_PAUSE;
-        let mut oldest: Option<(Instant, &Arc<Seat>)> = None;
-        for seat in &self.seats {
-            let started = lock(&seat.at).as_ref().map(|job| job.started);
-            if let Some(started) = started
-                && now.duration_since(started) >= LEAST_SUSPECT
-                && oldest.is_none_or(|(least, _)| started < least)
-            {
-                oldest = Some((started, seat));
-            }
-        }
-        if let Some((_, seat)) = oldest
-            && let Some(job) = lock(&seat.at).as_mut()
-        {
-            let reason = "it needs more memory than --max-memory allows".to_owned();
-            job.stop(StopReason::GiveUp(reason));
-        }
+        relieve(&self.seats, now);
+    }
+}
+
+/// Gives up the image that has been read for the longest time. One that waits for memory uses none, and one that was given
+/// up already gives back what it has.
+fn relieve(seats: &[Arc<Seat>], now: Instant) {
+    let suspect = |seat: &Arc<Seat>| {
+        let at = lock(&seat.at);
+        let job = at
+            .as_ref()
+            .filter(|job| !job.is_waiting && job.stopped.is_none())?;
+        let is_old = now.duration_since(job.started) >= LEAST_SUSPECT;
+        is_old.then_some((job.started, job.task))
+    };
+    let oldest = seats
+        .iter()
+        .filter_map(|seat| Some((suspect(seat)?, seat)))
+        .min_by_key(|(suspect, _)| *suspect);
+    if let Some(((_, task), seat)) = oldest
+        && let Some(job) = lock(&seat.at).as_mut().filter(|job| job.task == task)
+    {
+        let reason = "it needs more memory than --max-memory allows".to_owned();
+        job.stop(StopReason::GiveUp(reason));
     }
 }
 
@@ -410,5 +421,48 @@ impl Show {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_the_limit_of_memory_the_image_that_uses_it_is_given_up() {
+        let began = Instant::now();
+        let seat = |task: usize, is_waiting: bool, is_stopped: bool| {
+            let mut job = Job {
+                task,
+                started: began + Duration::from_secs(task as u64),
+                is_waiting,
+                progress: Arc::new(Progress::default()),
+                stopped: None,
+            };
+            if is_stopped {
+                job.stop(StopReason::GiveUp("it took too long".to_owned()));
+            }
+            Arc::new(Seat {
+                at: Mutex::new(Some(job)),
+            })
+        };
+        let seats = [
+            seat(0, true, false),
+            seat(1, false, true),
+            seat(3, false, false),
+            seat(2, false, false),
+        ];
+        let reasons = || seats.each_ref().map(|seat| seat.why());
+        let before = reasons();
+        relieve(&seats, began + Duration::from_secs(60));
+        let after = reasons();
+        assert_eq!(after[..3], before[..3]);
+        let Some(StopReason::GiveUp(reason)) = &after[3] else {
+            panic!("{after:?}");
+        };
+        assert!(reason.contains("memory"), "{reason}");
+        // One that has only begun is not what the memory is used for.
+        relieve(&seats, began + Duration::from_secs(3));
+        assert_eq!(reasons(), after);
     }
 }

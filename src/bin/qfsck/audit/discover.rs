@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use qfsck::report::{AuditRow, ImageStatus, Night};
 
 use super::args::SearchArgs;
-use super::look::is_absence;
+use super::look::{Place, is_absence};
 use crate::progress::Watch;
 
 /// The first bytes of an image.
@@ -112,10 +112,9 @@ pub(crate) enum Unfound {
     Elsewhere,
     /// Its record goes: it is left out of the search, was found under another name, or it was told that it is gone.
     Forgotten,
-    /// It is to be looked at: it may be gone, or its first bytes are.
-    Expected,
-    /// It was in a directory that is not there or has nothing any more: that is not how an image goes.
-    Lost,
+    /// It is to be looked at: it may be gone, or its first bytes are. Where its directory is not there or has nothing any
+    /// more, that is not how an image goes.
+    Expected(Place),
 }
 
 impl Discovery {
@@ -128,33 +127,40 @@ impl Discovery {
             above.any(|above| places.contains(above))
         };
         if is_below(&self.lost) {
-            return Unfound::Lost;
+            return Unfound::Expected(Place::Lost);
         }
-        if !self.roots.iter().any(|root| path.starts_with(root)) {
+        let Some(root) = self.roots.iter().find(|root| path.starts_with(root)) else {
             return Unfound::Elsewhere;
+        };
+        let was_told = row.status == ImageStatus::Gone && row.night < night.night;
+        if is_behind_link(&path, root) {
+            return if was_told {
+                Unfound::Forgotten
+            } else {
+                Unfound::Expected(Place::Linked)
+            };
         }
         let is_absent = path
             .symlink_metadata()
             .is_err_and(|error| is_absence(error.kind()));
         if is_absent {
-            let was_told = row.status == ImageStatus::Gone && row.night < night.night;
             if was_told {
                 return Unfound::Forgotten;
             }
             let Some(emptied) = self.emptied(&path) else {
-                return Unfound::Expected;
+                return Unfound::Expected(Place::Usual);
             };
             self.lost.insert(emptied.clone());
             let reason = "there were images, and there is none any more: is its disk mounted?";
             self.refused.push((emptied, reason.to_owned()));
-            return Unfound::Lost;
+            return Unfound::Expected(Place::Lost);
         }
         // What is below a directory that could not be read is there all the same.
         let is_left_out = !is_below(&self.hidden) && begins_as_image(&path).unwrap_or(false);
         if is_left_out {
             Unfound::Forgotten
         } else {
-            Unfound::Expected
+            Unfound::Expected(Place::Usual)
         }
     }
 
@@ -178,6 +184,12 @@ impl Discovery {
         let root = roots.find(|root| root.is_dir() && !has_images(root));
         root.cloned()
     }
+}
+
+/// Whether a path is a symbolic link or leads through one. A root has none, so what was once found below it had none.
+fn is_behind_link(path: &Path, root: &Path) -> bool {
+    let mut below = path.ancestors().take_while(|above| *above != root);
+    below.any(Path::is_symlink)
 }
 
 /// The names of a list, as images: whatever is there, or is not.

@@ -21,7 +21,7 @@ use qfsck::{escaped_path, path_of_bytes};
 use super::args::{DiffArgs, MergeArgs, PlanArgs, RunArgs};
 use super::budget::Budget;
 use super::discover::{Discovery, Unfound, discover, named};
-use super::look::{Surroundings, Task};
+use super::look::{Place, Surroundings, Task};
 use super::store::{Store, host, write_whole};
 use super::{crew, fails, now, of_muster, refuse, show, write_metrics};
 use crate::exit::Outcome;
@@ -91,6 +91,7 @@ fn entries(
         entries.push(ListEntry {
             full: is_due(&name, night, full_every) || since.as_deref().is_some_and(is_overdue),
             lost: false,
+            linked: false,
             cost: found.cost,
             other_names: found.other_names,
             name,
@@ -99,10 +100,9 @@ fn entries(
     }
     // What is left was there the night before: gone by now, or without its first bytes.
     for row in since.into_values() {
-        let lost = match discovery.judge(&row, night) {
+        let place = match discovery.judge(&row, night) {
             Unfound::Elsewhere | Unfound::Forgotten => continue,
-            Unfound::Expected => false,
-            Unfound::Lost => true,
+            Unfound::Expected(place) => place,
         };
         entries.push(ListEntry {
             name: row.name.clone(),
@@ -110,7 +110,8 @@ fn entries(
             other_names: 0,
             since: Some(Box::new(row)),
             full: true,
-            lost,
+            lost: place == Place::Lost,
+            linked: place == Place::Linked,
         });
     }
     entries
@@ -184,7 +185,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
         Ok(list) => list,
         Err(outcome) => return outcome,
     };
-    let shard = match shard_of(args, &list.header, &|name| env::var(name).ok()) {
+    let shard = match shard_of(args, &list, &|name| env::var(name).ok()) {
         Ok(shard) => shard,
         Err(why) => return refuse(Outcome::Usage, &why),
     };
@@ -213,7 +214,7 @@ pub(super) fn run(args: &RunArgs) -> Outcome {
         budget: Arc::new(Budget::new(&args.limits)),
         host: host(),
     };
-    let muster = crew::work(tasks, around, &args.limits, started, &mut |_| {});
+    let muster = crew::work(tasks, around, &args.limits, started, &mut |_, _| {});
     say(&format!(
         "qfsck: shard {}/{}: {count} images, {} looked at, {} had a record, {} not reached",
         shard.index(),
@@ -231,21 +232,28 @@ fn task(entry: ListEntry) -> Task {
         other_names: entry.other_names,
         since: entry.since,
         full: entry.full,
-        lost: entry.lost,
+        place: match (entry.linked, entry.lost) {
+            (true, _) => Place::Linked,
+            (false, true) => Place::Lost,
+            (false, false) => Place::Usual,
+        },
     }
 }
 
 /// Which shard this is. How many there are is never taken from the engine: one that runs some of them again counts fewer.
 fn shard_of(
     args: &RunArgs,
-    header: &ListHeader,
+    List { header, .. }: &List,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Shard, String> {
+    // What a merge missed is run by one as well: nobody divided it.
+    let is_part = header.digest != header.id;
     let shard = match (args.shard, args.shard_from_env) {
         (Some(shard), _) => shard,
         (None, Some(count)) => {
             Shard::new(index_from(variable)?, count).map_err(|error| error.to_string())?
         }
+        (None, None) if is_part => return Ok(Shard::WHOLE),
         (None, None) if header.shards.is_none_or(|shards| shards == 1) => Shard::WHOLE,
         (None, None) => return Err("the list is for shards: give --shard i/n".to_owned()),
     };
@@ -319,8 +327,11 @@ pub(super) fn merge(args: &MergeArgs) -> Outcome {
         return outcome;
     }
     let (count, of) = (merged.missing.len(), list.entries.len());
+    // A list of all of them is the list that was divided.
+    let divided = list.header.shards.filter(|n| *n > 1 && count == of);
+    let how = divided.map_or_else(String::new, |n| format!(", with --shard i/{n} for each i"));
     let advice = match &args.missing {
-        Some(path) => format!("run {} as a list", escaped_path(path)),
+        Some(path) => format!("run {} as a list{how}", escaped_path(path)),
         None => "--missing FILE makes a list of them".to_owned(),
     };
     let why = format!("{count} of {of} images have no record; {advice}");
@@ -352,10 +363,16 @@ fn put_together(args: &MergeArgs, list: &List) -> io::Result<Merged> {
         missing: Vec::new(),
         per_image: metrics_of_image(None),
     };
+    let mut unread = None;
     let mut each = |to: &mut dyn Write| {
         for entry in &list.entries {
             let record = store.as_ref().map(|store| store.read(&entry.name));
-            let record = record.transpose()?.flatten();
+            // What cannot be read is missing, and keeps no other image out of the report.
+            let record = record.transpose().unwrap_or_else(|error| {
+                unread.get_or_insert(error);
+                None
+            });
+            let record = record.flatten();
             let night = list.header.night.night;
             let Some(record) = record.filter(|record| record.row.night == night) else {
                 merged.tally.miss();
@@ -375,6 +392,9 @@ fn put_together(args: &MergeArgs, list: &List) -> io::Result<Merged> {
     match &args.report {
         Some(path) => to_place(path, each)?,
         None => each(&mut io::sink())?,
+    }
+    if let Some(error) = unread {
+        say(&format!("qfsck: a record cannot be read: {error}"));
     }
     Ok(merged)
 }

@@ -41,8 +41,18 @@ pub(crate) struct Task {
     pub(crate) since: Option<Box<AuditRow>>,
     /// It is to be read even if nobody touched it.
     pub(crate) full: bool,
-    /// The directory it was in is not there, or has nothing any more, as one whose disk is not mounted.
-    pub(crate) lost: bool,
+    pub(crate) place: Place,
+}
+
+/// What is known of the place an image is to be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nothing that matters.
+    Usual,
+    /// The directory is not there, or has nothing any more, as one whose disk is not mounted.
+    Lost,
+    /// It is a symbolic link, or below one: links are not followed, so nothing there is opened.
+    Linked,
 }
 
 /// Who looks after a check while it goes on.
@@ -197,6 +207,10 @@ impl Looking<'_> {
     }
 
     fn see_once(&mut self, minder: &dyn Minder) -> Option<Sight> {
+        if self.task.place == Place::Linked {
+            let reason = "it is behind a symbolic link now".to_owned();
+            return Some(self.otherwise(ImageStatus::Gone, Some(reason), None));
+        }
         let path = self.task.name.to_path();
         let file = match ImageFile::open(&path, Sharing::Observed) {
             Ok(file) => file,
@@ -206,6 +220,9 @@ impl Looking<'_> {
         self.unreliable = interrupted(&file).into_iter().collect();
         if file.is_written() {
             return Some(self.otherwise(ImageStatus::Busy, None, None));
+        }
+        if self.is_seen_tonight(&file) {
+            return Some(Sight::Done);
         }
         let metered = Metered {
             file,
@@ -224,11 +241,6 @@ impl Looking<'_> {
         // A device has no stamp that tells of writes.
         let fingerprint = (!metered.file.is_block_device()).then_some(fingerprint);
         let night = self.around.night;
-        if let Some(last) = self.last
-            && is_done(last, fingerprint, night)
-        {
-            return Some(Sight::Done);
-        }
         let is_overdue = match (self.last, self.around.full_every) {
             (Some(last), Some(every)) => is_overdue(last, night, every),
             _ => false,
@@ -239,6 +251,20 @@ impl Looking<'_> {
             return Some(Sight::Row(Box::new(row), self.run.clone()));
         }
         self.read(metered, &path, stamp, fingerprint, minder)
+    }
+
+    /// Whether a record of tonight is all there is to say. That costs no read: every write gives another stamp, and what a
+    /// disk forgets in one night is found in another.
+    fn is_seen_tonight(&self, file: &ImageFile) -> bool {
+        let Some(last) = self.last.filter(|_| !file.is_block_device()) else {
+            return false;
+        };
+        let stamp = file.stamp().ok();
+        let known = last.fingerprint.zip(stamp).map(|(known, stamp)| {
+            let header_crc = known.header_crc;
+            fingerprint_of(stamp, header_crc)
+        });
+        is_done(last, known, self.around.night)
     }
 
     /// Reads an image whose file had this stamp before.
@@ -317,7 +343,7 @@ impl Looking<'_> {
 
     /// It could not be opened.
     fn refused(&self, path: &Path, error: &Error) -> Sight {
-        if self.task.lost {
+        if self.task.place == Place::Lost {
             let reason = "its directory is not there, or is empty: is its disk mounted?";
             return self.otherwise(ImageStatus::Unfinished, Some(reason.to_owned()), None);
         }
@@ -366,14 +392,17 @@ fn fingerprint(metered: &Metered) -> io::Result<(FileStamp, Fingerprint)> {
     }
     let mut header = [0; HEADER_BYTES];
     metered.read_at(0, &mut header)?;
-    let fingerprint = Fingerprint {
+    Ok((stamp, fingerprint_of(stamp, crc32fast::hash(&header))))
+}
+
+fn fingerprint_of(stamp: FileStamp, header_crc: u32) -> Fingerprint {
+    Fingerprint {
         bytes: stamp.length_bytes,
         modified_ns: stamp.modified_nanoseconds,
         changed_ns: stamp.changed_nanoseconds,
         inode: stamp.inode,
-        header_crc: crc32fast::hash(&header),
-    };
-    Ok((stamp, fingerprint))
+        header_crc,
+    }
 }
 
 /// For how long a write might still be given the same stamp.
@@ -439,7 +468,7 @@ mod tests {
             other_names: 0,
             since: None,
             full: true,
-            lost: false,
+            place: Place::Usual,
         };
         let looked = look(&task, &around, &Arc::new(Progress::default()), &Clumsy);
         assert!(matches!(looked, Looked::Record(_)), "{looked:?}");

@@ -5,12 +5,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::unistd::geteuid;
 use qfsck::audit::ImageKey;
 use qfsck::report::{
     AuditRecord, AuditSummary, ImageName, Night, NightMark, SCHEMA, read_line, write_line,
@@ -102,8 +103,8 @@ impl Writer {
     }
 }
 
-/// Writes a file by renaming it into place, and forces it to the disk. An image is never replaced; what takes what is
-/// written and is no file, such as a pipe, is written to.
+/// Writes a file by renaming it into place, and forces it to the disk. An image is never replaced, nor a link to one; what
+/// takes what is written and is no file, such as a pipe, is written to.
 pub(crate) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -112,6 +113,7 @@ pub(crate) fn write_whole(
         write(&mut stream)?;
         return stream.flush();
     }
+    let path = &behind_own_link(path);
     let unfinished = Writer::this().unfinished(path);
     let written = (|| {
         let mut to = BufWriter::new(create(&unfinished)?);
@@ -141,11 +143,23 @@ fn create(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens what is at `path` if it is no regular file; says no if it is an image.
+/// What a link leads to that whoever runs this made: a link that is replaced leaves what it led to as it was. One that
+/// somebody else made, as anybody can in a directory for all, is replaced: where it leads is not for them to say.
+fn behind_own_link(path: &Path) -> PathBuf {
+    let is_own = fs::symlink_metadata(path)
+        .is_ok_and(|link| link.is_symlink() && link.uid() == geteuid().as_raw());
+    let real = fs::canonicalize(path).ok().filter(|_| is_own);
+    real.unwrap_or_else(|| path.to_owned())
+}
+
+/// Opens what `path` leads to if it is no regular file; says no if it is an image.
 fn stream_at(path: &Path) -> io::Result<Option<File>> {
     let Ok(metadata) = fs::metadata(path) else {
         return Ok(None);
     };
+    // The first bytes of a link are not looked at, those of what it leads to are.
+    let real = fs::canonicalize(path);
+    let path = real.as_deref().unwrap_or(path);
     let kind = metadata.file_type();
     if kind.is_char_device() || kind.is_fifo() {
         return OpenOptions::new().write(true).open(path).map(Some);
@@ -223,7 +237,10 @@ impl Store {
 
     /// Forgets an image.
     pub(crate) fn remove(&self, name: &ImageName) -> io::Result<()> {
-        fs::remove_file(self.path_of(name))
+        match fs::remove_file(self.path_of(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Removes what was left unfinished by runs that are over.
@@ -238,14 +255,15 @@ impl Store {
         }
     }
 
-    /// Hands over every record.
+    /// Hands over every record that is in its place: one that is not is no image's.
     pub(crate) fn for_each(&self, mut take: impl FnMut(AuditRecord)) -> io::Result<()> {
         self.for_each_file(|path| {
             let is_record = path
                 .extension()
                 .is_some_and(|extension| extension == "json");
-            let record = fs::read(path).ok().filter(|_| is_record);
-            if let Some(record) = record.and_then(|bytes| read_line(&bytes).ok()) {
+            let bytes = is_record.then(|| fs::read(path).ok()).flatten();
+            let record = bytes.and_then(|bytes| read_line::<AuditRecord>(&bytes).ok());
+            if let Some(record) = record.filter(|record| self.path_of(&record.row.name) == path) {
                 take(record);
             }
         })
@@ -262,6 +280,21 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+/// Who may open the lock of a state can hold it, so that no audit begins: its owner, and a group that shares the state.
+const LOCK_MODE: u32 = 0o660;
+
+/// Takes a lock that an earlier version made away from everybody else. What has anything in it is not the audit's.
+fn close_to_others(lock: &File) {
+    let Ok(metadata) = lock.metadata() else {
+        return;
+    };
+    let mode = metadata.permissions().mode() & 0o777;
+    if metadata.is_file() && metadata.len() == 0 && mode & !LOCK_MODE != 0 {
+        // Only its owner can.
+        let _closed = lock.set_permissions(fs::Permissions::from_mode(mode & LOCK_MODE));
     }
 }
 
@@ -298,8 +331,10 @@ impl State {
         let lock = OpenOptions::new()
             .append(true)
             .create(true)
+            .mode(LOCK_MODE)
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
             .open(directory.join("lock"))?;
+        close_to_others(&lock);
         let lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(NoState::Taken),
