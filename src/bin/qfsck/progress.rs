@@ -8,7 +8,7 @@
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,10 @@ enum Occupation {
 
 static OCCUPATION: AtomicU8 = AtomicU8::new(Occupation::Reading as u8);
 
+/// When an image was written to last. A signal that came before may be noticed a moment later.
+static WRITTEN: Mutex<Option<Instant>> = Mutex::new(None);
+const MOMENT: Duration = Duration::from_millis(250);
+
 /// As long as this lives, signals meet something else than reading.
 pub(crate) struct Occupied(());
 
@@ -74,6 +78,11 @@ impl Occupied {
 
 impl Drop for Occupied {
     fn drop(&mut self) {
+        if OCCUPATION.load(Relaxed) == Occupation::Writing as u8
+            && let Ok(mut written) = WRITTEN.lock()
+        {
+            *written = Some(Instant::now());
+        }
         OCCUPATION.store(Occupation::Reading as u8, Relaxed);
     }
 }
@@ -267,7 +276,9 @@ fn install_signal_handler() {
             say("\nqfsck: stopped by a signal; nothing was changed");
             end(1);
         }
-        if count > 0 {
+        let written = WRITTEN.lock().ok().and_then(|written| *written);
+        let is_late = written.is_some_and(|written| written.elapsed() < MOMENT);
+        if count > 0 && !is_late {
             end(130);
         }
     };
