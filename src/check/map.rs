@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::claimed::for_each_claimed;
 use super::compare::{Standing, for_each_standing};
 use super::{Check, Examination, Options, Statistics, conclude, examine};
 use crate::coverage::Gap;
@@ -303,17 +304,20 @@ fn note_unknown<S: Storage>(examination: &Examination<'_, S>, map: &mut HostMap)
 /// Structures that settled are not data.
 fn note_metadata<S: Storage>(examination: &Examination<'_, S>, map: &mut HostMap) {
     let survey = &examination.survey;
-    let claimed = survey.claims.iter();
-    let claimed = claimed.flat_map(|claim| claim.clusters.clusters());
-    let tables = survey.l2_tables.iter().map(|item| item.cluster);
-    for cluster in claimed.chain(tables) {
+    let mut note = |cluster| {
         if examination.ledger.is_settled(cluster)
             && let Some(cell) = map.cell(cluster)
         {
             cell.take(ClusterUse::Data, 1);
             cell.note(ClusterUse::Metadata, 1);
         }
-    }
+    };
+    // There is no map of a check that was stopped.
+    let _gap = for_each_claimed(survey, examination.walk.progress, |clusters, _| {
+        clusters.clusters().for_each(&mut note);
+    });
+    let tables = survey.l2_tables.iter().map(|item| item.cluster);
+    tables.for_each(note);
 }
 
 /// What did not settle is what the comparison says.

@@ -135,6 +135,24 @@ impl RegionCounts {
         }
     }
 
+    /// Which of the 64 clusters from `start` on, a multiple of 64 in this region, are known to have a count of one.
+    pub(super) fn ones(&self, start: HostCluster) -> u64 {
+        let index = start.0.saturating_sub(self.first);
+        let part = usize::try_from(index / self.per_part).ok();
+        let Some(Part::Bytes(bytes)) = part.and_then(|part| self.parts.get(part)) else {
+            return 0;
+        };
+        let from = ((index % self.per_part) << self.order) / 8;
+        let counts = usize::try_from(from)
+            .ok()
+            .and_then(|from| bytes.get(from..));
+        let counts = counts.and_then(|bytes| bytes.get(..8 << self.order));
+        let mut counts = counts
+            .into_iter()
+            .flat_map(|it| counts_by_64(it, self.order));
+        counts.next().map_or(0, |counts| counts.ones)
+    }
+
     /// The stored count of a cluster of this region; `None` where it is not known.
     pub(super) fn get(&self, cluster: HostCluster) -> Option<u64> {
         let index = cluster.0.checked_sub(self.first)?;
