@@ -81,6 +81,8 @@ fn stretches(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coverage::GapKind;
+    use crate::finding::OwnerKind;
 
     fn range(start: u64, count: u64) -> ClusterRange {
         ClusterRange {
@@ -111,5 +113,25 @@ mod tests {
             (14, 3, 1),
         ];
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn who_is_told_to_stop_tells_no_more_and_says_so() {
+        for claim in [range(1, 2), range(1, TOLD_SINGLY)] {
+            let mut survey = Survey::default();
+            for start in 0..3 {
+                let clusters = range(start, claim.count);
+                survey.claim(clusters, OwnerKind::L1Table, Place::File);
+            }
+            let (progress, mut all, mut told) = (Progress::default(), 0, 0);
+            let gap = for_each_claimed(&survey, &progress, |_, _| all += 1);
+            assert_eq!(gap, None);
+            let gap = for_each_claimed(&survey, &progress, |_, _| {
+                told += 1;
+                progress.stop();
+            });
+            assert!(told == 1 && all > 1);
+            assert_eq!(gap.map(|gap| gap.kind), Some(GapKind::Stopped));
+        }
     }
 }

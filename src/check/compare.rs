@@ -174,10 +174,10 @@ fn for_each_account(
     }
 }
 
-/// How a cluster that did not settle stands.
+/// How clusters that did not settle stand.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standing {
-    pub(super) cluster: HostCluster,
+    pub(super) clusters: ClusterRange,
     /// `None` where the count could not be read.
     pub(super) stored: Option<u64>,
     pub(super) expected: u64,
@@ -187,7 +187,7 @@ pub(super) struct Standing {
     pub(super) codes: [Option<Code>; 2],
 }
 
-/// Tells of every such cluster, in order.
+/// Tells of all such clusters, in order.
 pub(super) fn for_each_standing<S: Storage>(
     examination: &Examination<'_, S>,
     mut each: impl FnMut(Standing),
@@ -201,16 +201,25 @@ pub(super) fn for_each_standing<S: Storage>(
     } = examination;
     let judge = Judge::new(walk.geometry, &examination.notes);
     for region in ledger.unsettled_regions() {
+        if walk.progress.is_stopped() {
+            return;
+        }
         let stored = RegionCounts::read(*walk, survey, region);
         for_each_account(&stored, ledger, witnessed, region, |account| {
-            for cluster in account.clusters.clusters() {
+            let mut tell = |clusters: ClusterRange| {
                 each(Standing {
-                    cluster,
+                    clusters,
                     stored: account.stored,
                     expected: account.expected,
-                    is_metadata: witnessed.tally.has_metadata(cluster),
-                    codes: judge.codes(cluster, account),
+                    is_metadata: witnessed.tally.has_metadata(clusters.start),
+                    codes: judge.codes(clusters.start, account),
                 });
+            };
+            if account.expected == 0 {
+                judge.parts(account.clusters).for_each(tell);
+            } else {
+                let clusters = account.clusters.clusters();
+                clusters.map(ClusterRange::one).for_each(&mut tell);
             }
         });
     }

@@ -323,13 +323,20 @@ fn note_metadata<S: Storage>(examination: &Examination<'_, S>, map: &mut HostMap
 /// What did not settle is what the comparison says.
 fn note_unsettled<S: Storage>(examination: &Examination<'_, S>, map: &mut HostMap) {
     for_each_standing(examination, |standing| {
-        if let Some(cell) = map.cell(standing.cluster) {
-            match standing.stored {
-                None => cell.take(ClusterUse::Unknown, 1),
-                Some(0) => {}
-                Some(_) => cell.take(ClusterUse::Data, 1),
+        let mut rest = standing.clusters;
+        while rest.count > 0 {
+            let in_cell = map.cell_clusters - rest.start.0 % map.cell_clusters;
+            let count = rest.count.min(in_cell);
+            if let Some(cell) = map.cell(rest.start) {
+                match standing.stored {
+                    None => cell.take(ClusterUse::Unknown, count),
+                    Some(0) => {}
+                    Some(_) => cell.take(ClusterUse::Data, count),
+                }
+                cell.note(use_of(standing), count);
             }
-            cell.note(use_of(standing), 1);
+            rest.start.0 += count;
+            rest.count -= count;
         }
     });
 }

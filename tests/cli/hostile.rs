@@ -260,13 +260,13 @@ fn bitmaps_in_holes() -> Vec<Hostile> {
             vec![(112, bitmaps(65535, 65535 * 64, 1 << 20))],
         ),
         bitmaps_of_one_table(
-            "65,535 bitmaps that share one table of 8 MiB in a hole",
+            "100 bitmaps that share one table of 8 MiB in a hole",
             LONG,
             Head {
                 size: 1 << 60,
                 ..HEAD
             },
-            (65535, 1 << 20),
+            (100, 1 << 20),
             vec![],
         ),
     ]
@@ -308,6 +308,16 @@ fn tables_that_are_shared() -> Vec<Hostile> {
     let small_clusters = (0..8192).map(|entry| (8 << 20) + entry * 512);
     let leaked_block = vec![0xff; 512];
     vec![
+        bitmaps_of_one_table(
+            "16,384 bitmaps that share one table of 8 MiB in a hole",
+            LONG,
+            Head {
+                size: 1 << 60,
+                ..HEAD
+            },
+            (1 << 14, 1 << 20),
+            vec![],
+        ),
         snapshots(
             "16,384 snapshots that share an L1 table of 32 MiB in a hole",
             vec![(one, largest); 1 << 14],
@@ -337,14 +347,14 @@ fn tables_that_are_shared() -> Vec<Hostile> {
                 .collect(),
         ),
         bitmaps_of_one_table(
-            "65,535 bitmaps that end in one cluster of 2 MiB of a hole",
+            "16,384 bitmaps that end in one cluster of 2 MiB of a hole",
             2 << 30,
             Head {
                 cluster_bits: 21,
                 size: 512_000,
                 ..HEAD
             },
-            (65535, 1),
+            (1 << 14, 1),
             vec![(one, words([10 << 21]))],
         ),
         image(
