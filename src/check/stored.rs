@@ -147,10 +147,7 @@ impl RegionCounts {
             .ok()
             .and_then(|from| bytes.get(from..));
         let counts = counts.and_then(|bytes| bytes.get(..8 << self.order));
-        let mut counts = counts
-            .into_iter()
-            .flat_map(|it| counts_by_64(it, self.order));
-        counts.next().map_or(0, |counts| counts.ones)
+        counts_by_64(counts.unwrap_or(&[]), self.order).fold(0, |_, counts| counts.ones)
     }
 
     /// The stored count of a cluster of this region; `None` where it is not known.

@@ -306,7 +306,6 @@ fn snapshots(
 fn tables_that_are_shared() -> Vec<Hostile> {
     let (one, largest) = (1 << 30, 1 << 22);
     let small_clusters = (0..8192).map(|entry| (8 << 20) + entry * 512);
-    let leaked_block = vec![0xff; 512];
     vec![
         bitmaps_of_one_table(
             "16,384 bitmaps that share one table of 8 MiB in a hole",
@@ -319,19 +318,19 @@ fn tables_that_are_shared() -> Vec<Hostile> {
             vec![],
         ),
         snapshots(
-            "16,384 snapshots that share an L1 table of 32 MiB in a hole",
-            vec![(one, largest); 1 << 14],
+            "8,192 snapshots that share an L1 table of 32 MiB in a hole",
+            vec![(one, largest); 1 << 13],
             vec![],
         ),
         snapshots(
-            "16,384 snapshots that share an L1 table that names one L2 table",
-            vec![(one, 1 << 16); 1 << 14],
-            vec![(one, words([1 << 29; 1 << 16]))],
+            "8,192 snapshots that share an L1 table that names one L2 table",
+            vec![(one, 1 << 19); 1 << 13],
+            vec![(one, words(vec![1 << 29; 1 << 19]))],
         ),
         snapshots(
-            "16,384 L1 tables of different lengths that begin at one place, all unaligned",
-            (0..1 << 14).map(|number| (one, 1 + number * 2)),
-            vec![(one, words([(1 << 29) + 256 * 3; 1 << 15]))],
+            "8,192 L1 tables of different lengths that begin at one place, all unaligned",
+            (0..1 << 13).map(|number| (one, 1 + number * 8)),
+            vec![(one, words([(1 << 29) + 256 * 3; 1 << 16]))],
         ),
         bitmaps_of_one_table(
             "2,048 bitmaps that share a table that names 8,192 clusters",
@@ -357,17 +356,24 @@ fn tables_that_are_shared() -> Vec<Hostile> {
             (1 << 14, 1),
             vec![(one, words([10 << 21]))],
         ),
-        image(
-            "a refcount table that names one block 4,096 times",
-            1 << 33,
-            Head {
-                refcount_table: (4096, 64),
-                order: 0,
-                ..HEAD
-            },
-            vec![(4096, words([64 << 20; 4096])), (64 << 20, leaked_block)],
-        ),
     ]
+}
+
+/// A refcount table of 1 MiB that names one block of ones everywhere: counts for half a billion clusters.
+fn one_block_of_counts() -> Hostile {
+    image(
+        "a refcount table that names one block 131,072 times",
+        1 << 38,
+        Head {
+            refcount_table: (1 << 20, 1 << 11),
+            order: 0,
+            ..HEAD
+        },
+        vec![
+            (1 << 20, words([64 << 20; 1 << 17])),
+            (64 << 20, vec![0xff; 512]),
+        ],
+    )
 }
 
 fn circles() -> Vec<Hostile> {
@@ -524,6 +530,19 @@ fn sixteen_mebibytes_are_enough_to_check_what_a_stranger_made() {
             about,
         );
     }
+}
+
+#[test]
+fn half_a_billion_leaked_clusters_are_told_by_the_word() {
+    if !has_tools(&["prlimit"]) {
+        return;
+    }
+    let stage = Stage::new();
+    let hostile = one_block_of_counts();
+    hostile.write(&stage.path("image"));
+    let limits = (128 * MIB, CHECK_SECONDS);
+    let check = within(&stage, limits, &["check", "-j", "1", "image"]);
+    expect_cheap(&check, 16 << 10, hostile.name);
 }
 
 #[test]
