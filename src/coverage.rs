@@ -125,9 +125,11 @@ impl Coverage {
 
     /// Adds a failure, if there was one, unless it is known already.
     pub(crate) fn push_new_failure(&mut self, gap: Option<Gap>) {
-        let mut later = Self::default();
-        gap.into_iter().for_each(|gap| later.push(gap));
-        self.append_new_failures(later);
+        if let Some(gap) = gap {
+            let mut later = Self::default();
+            later.push(gap);
+            self.append_new_failures(later);
+        }
     }
 
     /// Whether another gap would be kept, and not only counted.

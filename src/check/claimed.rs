@@ -56,15 +56,12 @@ fn stretches(
             let &end = ends.peek()?;
             let start = starts.peek().copied().filter(|start| *start < end);
             let stretch = (from, depth);
-            match start {
-                Some(start) => {
-                    starts.next();
-                    (from, depth) = (start, depth + 1);
-                }
-                None => {
-                    ends.next();
-                    (from, depth) = (end, depth.saturating_sub(1));
-                }
+            if let Some(start) = start {
+                starts.next();
+                (from, depth) = (start, depth + 1);
+            } else {
+                ends.next();
+                (from, depth) = (end, depth.saturating_sub(1));
             }
             let (start, depth) = stretch;
             if depth > 0 && start < from {

@@ -330,7 +330,7 @@ fn tables_that_are_shared() -> Vec<Hostile> {
         snapshots(
             "8,192 L1 tables of different lengths that begin at one place, all unaligned",
             (0..1 << 13).map(|number| (one, 1 + number * 8)),
-            vec![(one, words([(1 << 29) + 256 * 3; 1 << 16]))],
+            vec![(one, words(vec![(1 << 29) + 256 * 3; 1 << 16]))],
         ),
         bitmaps_of_one_table(
             "2,048 bitmaps that share a table that names 8,192 clusters",
@@ -370,7 +370,7 @@ fn one_block_of_counts() -> Hostile {
             ..HEAD
         },
         vec![
-            (1 << 20, words([64 << 20; 1 << 17])),
+            (1 << 20, words(vec![64 << 20; 1 << 17])),
             (64 << 20, vec![0xff; 512]),
         ],
     )
