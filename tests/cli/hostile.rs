@@ -346,14 +346,14 @@ fn tables_that_are_shared() -> Vec<Hostile> {
                 .collect(),
         ),
         bitmaps_of_one_table(
-            "16,384 bitmaps that end in one cluster of 2 MiB of a hole",
+            "8,192 bitmaps that end in one cluster of 2 MiB of a hole",
             2 << 30,
             Head {
                 cluster_bits: 21,
                 size: 512_000,
                 ..HEAD
             },
-            (1 << 14, 1),
+            (1 << 13, 1),
             vec![(one, words([10 << 21]))],
         ),
     ]
