@@ -9,6 +9,7 @@
 //!    flags (`witness`).
 //! 5. Compare what is left with what is stored, and say so in ranges (`compare`), with the owners' names (`owners`).
 
+mod claimed;
 mod compare;
 mod differences;
 mod digest;

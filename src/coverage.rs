@@ -123,6 +123,20 @@ impl Coverage {
         }
     }
 
+    /// Adds a failure, if there was one, unless it is known already.
+    pub(crate) fn push_new_failure(&mut self, gap: Option<Gap>) {
+        if let Some(gap) = gap {
+            let mut later = Self::default();
+            later.push(gap);
+            self.append_new_failures(later);
+        }
+    }
+
+    /// Whether another gap would be kept, and not only counted.
+    pub(crate) fn keeps_more(&self) -> bool {
+        self.gaps.len() < KEPT_GAPS
+    }
+
     /// Adds failures of a second look at the same structures, unless the first look has them already.
     pub(crate) fn append_new_failures(&mut self, later: Self) {
         for gap in later.gaps {

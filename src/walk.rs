@@ -14,6 +14,7 @@ mod header;
 pub(crate) mod l2_table;
 mod mapping;
 pub(crate) mod path;
+mod pieces;
 mod refcounts;
 mod snapshots;
 
@@ -40,6 +41,16 @@ impl Notes {
 
     pub(crate) fn gap(&mut self, gap: Gap) {
         self.coverage.push(gap);
+    }
+
+    /// Notes a claim that was refused, with words that are only made if they are kept.
+    pub(crate) fn refuse(&mut self, place: Place, detail: impl FnOnce() -> String) {
+        let detail = if self.coverage.keeps_more() {
+            detail()
+        } else {
+            String::new()
+        };
+        self.coverage.push(Gap::refused(place, detail));
     }
 
     pub(crate) fn append(&mut self, later: Self) {

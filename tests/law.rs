@@ -19,13 +19,15 @@ pub(crate) mod model;
 pub(crate) mod mutate;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use qfsck::report::{CheckDocument, Conditions, write_pretty};
-use qfsck::{Check, Code, Image, Options, Progress, Severity, qcow2};
+use qfsck::{Check, Code, Image, Options, Progress, Severity, Storage, qcow2};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::model::{Model, Opinion};
@@ -233,5 +235,66 @@ fn judge(benches: &[Bench; 2], bytes: &[u8], case: &str) -> Outcome {
         check,
         reasons,
         differences: found.iter().map(|what| format!("{case}: {what}")).collect(),
+    }
+}
+
+/// A disk on which the check is told to stop at one of the reads.
+struct Stopping<'a> {
+    bytes: &'a [u8],
+    reads: AtomicUsize,
+    last: usize,
+    progress: &'a Progress,
+}
+
+impl Storage for Stopping<'_> {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.bytes.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.reads.fetch_add(1, Relaxed) == self.last {
+            self.progress.stop();
+        }
+        self.bytes.read_at(offset, buffer)
+    }
+}
+
+/// A refcount table of 256 entries that all name one block of ones: a million counts for nothing, compared in two parts.
+fn counts_for_nothing() -> Vec<u8> {
+    let mut bytes = vec![0; 8192];
+    bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    bytes[20..24].copy_from_slice(&9_u32.to_be_bytes());
+    bytes[48..56].copy_from_slice(&1024_u64.to_be_bytes());
+    bytes[56..60].copy_from_slice(&4_u32.to_be_bytes());
+    bytes[100..104].copy_from_slice(&112_u32.to_be_bytes());
+    for entry in bytes[1024..3072].chunks_exact_mut(8) {
+        entry.copy_from_slice(&4096_u64.to_be_bytes());
+    }
+    bytes[4096..4608].fill(0xff);
+    bytes
+}
+
+#[test]
+fn a_check_that_is_told_to_stop_while_there_is_something_to_do_says_so() {
+    /// Reads of the second part of the comparison: 16 regions of 32,768 counts, 4096 of them in a block.
+    const LAST_READS: usize = 128;
+    let bytes = counts_for_nothing();
+    let is_stopped_at = |last| {
+        let progress = Progress::default();
+        let disk = Stopping {
+            bytes: &bytes,
+            reads: AtomicUsize::new(0),
+            last,
+            progress: &progress,
+        };
+        let image = Image::open(disk, Path::new("forged.qcow2")).expect("it has a header");
+        let check = qfsck::check(&image, Options::default(), &progress);
+        let reads = image.storage().reads.load(Relaxed);
+        (check.coverage.is_stopped(), reads)
+    };
+    let (is_stopped, reads) = is_stopped_at(usize::MAX);
+    assert!(!is_stopped && reads > 2 * LAST_READS, "{reads} reads");
+    for last in 0..reads - LAST_READS {
+        assert!(is_stopped_at(last).0, "read {last} of {reads}");
     }
 }

@@ -78,6 +78,11 @@ pub(super) fn compare<S: Storage>(
     let mut contradicts_itself = false;
     // Each part keeps as many findings as all together may: few parts at a time.
     for regions in ledger.unsettled_regions().chunks(REGIONS_AT_ONCE) {
+        if walk.progress.is_stopped() {
+            let gap = Gap::stopped(Place::File);
+            notes.coverage.push_new_failure(Some(gap));
+            break;
+        }
         let parts: Vec<(Findings, bool)> = regions
             .par_iter()
             .map(|&region| {
@@ -126,7 +131,18 @@ fn for_each_account(
 ) {
     let mut open: Option<Account> = None;
     let tally = witnessed.tally.of_region(region);
-    for cluster in ledger.unsettled_clusters(region) {
+    let runs = ledger.unsettled_words(region).flat_map(|word| {
+        // Leaked ones that were paid by nobody are all alike.
+        let alike = word.owing_one & !word.suspect;
+        let alike = if alike == 0 {
+            0
+        } else {
+            alike & stored.ones(word.start)
+        };
+        word.runs(alike)
+    });
+    for clusters in runs {
+        let cluster = clusters.start;
         let stored = stored.get(cluster);
         let (expected, sharing, is_at_odds) = if let Some(count) = tally.count(cluster) {
             let sharing = sharing(witnessed, cluster);
@@ -140,7 +156,7 @@ fn for_each_account(
             (expected, Sharing::Allowed, is_less)
         };
         let account = Account {
-            clusters: ClusterRange::one(cluster),
+            clusters,
             stored,
             expected,
             sharing,
@@ -158,10 +174,10 @@ fn for_each_account(
     }
 }
 
-/// How a cluster that did not settle stands.
+/// How clusters that did not settle stand.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standing {
-    pub(super) cluster: HostCluster,
+    pub(super) clusters: ClusterRange,
     /// `None` where the count could not be read.
     pub(super) stored: Option<u64>,
     pub(super) expected: u64,
@@ -171,7 +187,7 @@ pub(super) struct Standing {
     pub(super) codes: [Option<Code>; 2],
 }
 
-/// Tells of every such cluster, in order.
+/// Tells of all such clusters, in order.
 pub(super) fn for_each_standing<S: Storage>(
     examination: &Examination<'_, S>,
     mut each: impl FnMut(Standing),
@@ -185,16 +201,25 @@ pub(super) fn for_each_standing<S: Storage>(
     } = examination;
     let judge = Judge::new(walk.geometry, &examination.notes);
     for region in ledger.unsettled_regions() {
+        if walk.progress.is_stopped() {
+            return;
+        }
         let stored = RegionCounts::read(*walk, survey, region);
         for_each_account(&stored, ledger, witnessed, region, |account| {
-            for cluster in account.clusters.clusters() {
+            let mut tell = |clusters: ClusterRange| {
                 each(Standing {
-                    cluster,
+                    clusters,
                     stored: account.stored,
                     expected: account.expected,
-                    is_metadata: witnessed.tally.has_metadata(cluster),
-                    codes: judge.codes(cluster, account),
+                    is_metadata: witnessed.tally.has_metadata(clusters.start),
+                    codes: judge.codes(clusters.start, account),
                 });
+            };
+            if account.expected == 0 {
+                judge.parts(account.clusters).for_each(tell);
+            } else {
+                let clusters = account.clusters.clusters();
+                clusters.map(ClusterRange::one).for_each(&mut tell);
             }
         });
     }

@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::claimed::for_each_claimed;
 use super::compare::{Standing, for_each_standing};
 use super::{Check, Examination, Options, Statistics, conclude, examine};
 use crate::coverage::Gap;
@@ -303,29 +304,39 @@ fn note_unknown<S: Storage>(examination: &Examination<'_, S>, map: &mut HostMap)
 /// Structures that settled are not data.
 fn note_metadata<S: Storage>(examination: &Examination<'_, S>, map: &mut HostMap) {
     let survey = &examination.survey;
-    let claimed = survey.claims.iter();
-    let claimed = claimed.flat_map(|claim| claim.clusters.clusters());
-    let tables = survey.l2_tables.iter().map(|item| item.cluster);
-    for cluster in claimed.chain(tables) {
+    let mut note = |cluster| {
         if examination.ledger.is_settled(cluster)
             && let Some(cell) = map.cell(cluster)
         {
             cell.take(ClusterUse::Data, 1);
             cell.note(ClusterUse::Metadata, 1);
         }
-    }
+    };
+    // There is no map of a check that was stopped.
+    let _gap = for_each_claimed(survey, examination.walk.progress, |clusters, _| {
+        clusters.clusters().for_each(&mut note);
+    });
+    let tables = survey.l2_tables.iter().map(|item| item.cluster);
+    tables.for_each(note);
 }
 
 /// What did not settle is what the comparison says.
 fn note_unsettled<S: Storage>(examination: &Examination<'_, S>, map: &mut HostMap) {
     for_each_standing(examination, |standing| {
-        if let Some(cell) = map.cell(standing.cluster) {
-            match standing.stored {
-                None => cell.take(ClusterUse::Unknown, 1),
-                Some(0) => {}
-                Some(_) => cell.take(ClusterUse::Data, 1),
+        let mut rest = standing.clusters;
+        while rest.count > 0 {
+            let in_cell = map.cell_clusters - rest.start.0 % map.cell_clusters;
+            let count = rest.count.min(in_cell);
+            if let Some(cell) = map.cell(rest.start) {
+                match standing.stored {
+                    None => cell.take(ClusterUse::Unknown, count),
+                    Some(0) => {}
+                    Some(_) => cell.take(ClusterUse::Data, count),
+                }
+                cell.note(use_of(standing), count);
             }
-            cell.note(use_of(standing), 1);
+            rest.start.0 += count;
+            rest.count -= count;
         }
     });
 }

@@ -3,7 +3,7 @@
 //! Comes in: one owner after another, as tables are read. Goes out: the owners of a range. Never here: who asks for them.
 
 use crate::finding::{Owner, Owners};
-use crate::qcow2::ClusterRange;
+use crate::qcow2::{ClusterRange, Place};
 
 /// Runs of owners one group of tables may contribute.
 const RUNS_PER_GROUP: usize = 1 << 14;
@@ -25,6 +25,12 @@ impl OwnerRuns {
         if self.runs.len() < RUNS_PER_GROUP {
             self.runs.push(owner);
         }
+    }
+
+    /// Whether nothing that is at this place will be kept.
+    pub(super) fn drops_all_of(&self, place: Place) -> bool {
+        let is_last = self.runs.last().is_some_and(|run| run.place == place);
+        self.runs.len() >= RUNS_PER_GROUP && !is_last
     }
 
     /// Adds the owners another group of tables has found.

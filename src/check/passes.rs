@@ -81,7 +81,7 @@ pub(super) fn settle_in_passes<S: Storage>(
             }
         };
         all.last_cluster = all.last_cluster.max(last);
-        if window.regions.end == u64::MAX {
+        if window.regions.end == u64::MAX || walk.progress.is_stopped() {
             notes.coverage.append_new_failures(given_up);
             return (ledger, all);
         }

@@ -135,6 +135,21 @@ impl RegionCounts {
         }
     }
 
+    /// Which of the 64 clusters from `start` on, a multiple of 64 in this region, are known to have a count of one.
+    pub(super) fn ones(&self, start: HostCluster) -> u64 {
+        let index = start.0.saturating_sub(self.first);
+        let part = usize::try_from(index / self.per_part).ok();
+        let Some(Part::Bytes(bytes)) = part.and_then(|part| self.parts.get(part)) else {
+            return 0;
+        };
+        let from = ((index % self.per_part) << self.order) / 8;
+        let counts = usize::try_from(from)
+            .ok()
+            .and_then(|from| bytes.get(from..));
+        let counts = counts.and_then(|bytes| bytes.get(..8 << self.order));
+        counts_by_64(counts.unwrap_or(&[]), self.order).fold(0, |_, counts| counts.ones)
+    }
+
     /// The stored count of a cluster of this region; `None` where it is not known.
     pub(super) fn get(&self, cluster: HostCluster) -> Option<u64> {
         let index = cluster.0.checked_sub(self.first)?;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
+use super::claimed::for_each_claimed;
 use super::owner_runs::OwnerRuns;
 use super::stored::RegionCounts;
 use crate::coverage::{Gap, GapKind};
@@ -21,7 +22,7 @@ use crate::refcount_map::{
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::{CompressedEntry, Entries, Mapped, Rules, Run, Target};
-use crate::walk::{Claim, L2Item, Notes, Survey, Walk};
+use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// Suspects whose owners are named in the same walk that counts them; with more, a further walk names those shown.
 const NAMED_AT_ONCE: u64 = 1 << 16;
@@ -82,6 +83,10 @@ impl StoredOnes {
         };
         let regions: Vec<u64> = suspects.regions().collect();
         regions.par_iter().for_each(|&region| {
+            // Nothing is judged by them any more.
+            if walk.progress.is_stopped() {
+                return;
+            }
             let counts = RegionCounts::read(walk, survey, region);
             let words = suspects.words_of(region);
             for (start, word) in region_clusters(region).step_by(64).zip(words) {
@@ -155,13 +160,7 @@ pub(super) fn walk_again<S: Storage>(
     notes: &mut Notes,
 ) -> OwnerRuns {
     let mut owners = OwnerRuns::default();
-    for claim in &survey.claims {
-        for cluster in claim.clusters.clusters() {
-            if purpose.note(cluster, 1, Identity::Metadata) {
-                owners.push(claim_owner(claim, cluster));
-            }
-        }
-    }
+    note_claims(walk, survey, purpose, &mut owners, notes);
     let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
     walk.progress.begin(Phase::Owners, total_bytes);
     let rules = Rules::new(walk);
@@ -180,13 +179,45 @@ pub(super) fn walk_again<S: Storage>(
     owners
 }
 
-fn claim_owner(claim: &Claim, cluster: HostCluster) -> Owner {
-    Owner {
-        kind: claim.kind,
-        place: claim.place,
-        trees: None,
-        guest: None,
-        host: ClusterRange::one(cluster),
+/// Counts the claims, and names those who make them.
+fn note_claims<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    purpose: &Purpose<'_>,
+    owners: &mut OwnerRuns,
+    notes: &mut Notes,
+) {
+    if let Some(tally) = purpose.tally {
+        let gap = for_each_claimed(survey, walk.progress, |clusters, depth| {
+            tally.add_run(clusters, 1, Identity::Metadata);
+            // Those that share it are told apart from the first by coming later.
+            if depth > 1 {
+                tally.add_run(clusters, depth - 1, Identity::Metadata);
+            }
+        });
+        notes.coverage.push_new_failure(gap);
+    }
+    let Some(named) = purpose.named else { return };
+    for claim in &survey.claims {
+        // Owners without names are no gap.
+        if walk.progress.is_stopped() {
+            return;
+        }
+        let owner = |host| Owner {
+            kind: claim.kind,
+            place: claim.place,
+            trees: None,
+            guest: None,
+            host,
+        };
+        if owners.drops_all_of(claim.place) {
+            continue;
+        }
+        for part in by_word(claim.clusters) {
+            for clusters in part.runs_of(named.bits_of(part)) {
+                owners.push(owner(clusters));
+            }
+        }
     }
 }
 
@@ -419,7 +450,7 @@ fn for_each_active_l1_entry<S: Storage>(walk: Walk<'_, S>, mut each: impl FnMut(
     let in_file = walk.geometry.file_bytes().saturating_sub(start).div_ceil(8);
     let entries = u64::from(header.l1_size).min(in_file);
     let mut first = 0;
-    while first < entries {
+    while first < entries && !walk.progress.is_stopped() {
         let count = (entries - first).min(PIECE_ENTRIES);
         let mut piece = vec![0; usize::try_from(count * 8).unwrap_or(0)];
         let offset = HostOffset(start + first * 8);

@@ -41,6 +41,7 @@ struct Run {
 /// Reads every allocated cluster of the file.
 pub(super) fn read_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &mut Notes) {
     let mut runs = Runs::default();
+    let claimed = unread_claims(survey);
     let mut start = 0;
     while start < walk.geometry.file_clusters() && !walk.progress.is_stopped() {
         // Windows that are one hole have nothing to read. Where the system cannot say, everything may be data.
@@ -50,7 +51,7 @@ pub(super) fn read_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &m
             Ok(Some(next)) => start = start.max(next >> walk.geometry.cluster_bits()),
             Err(_) => {}
         }
-        let window = Window::collect(walk, survey, start);
+        let window = Window::collect(walk, survey, &claimed, start);
         window.read(walk, &mut runs);
         start = start.saturating_add(WINDOW_CLUSTERS);
     }
@@ -63,6 +64,17 @@ pub(super) fn read_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &m
     }
 }
 
+/// What is claimed for content that the check does not look at, in order.
+fn unread_claims(survey: &Survey) -> Vec<ClusterRange> {
+    let unread = survey.claims.iter().filter(|claim| {
+        matches!(
+            claim.kind,
+            OwnerKind::EncryptionHeader | OwnerKind::BitmapData
+        )
+    });
+    ClusterRange::merged(unread.map(|claim| claim.clusters).collect())
+}
+
 /// Allocated clusters, one bit each.
 struct Window {
     start: u64,
@@ -70,21 +82,24 @@ struct Window {
 }
 
 impl Window {
-    fn collect<S: Storage>(walk: Walk<'_, S>, survey: &Survey, start: u64) -> Self {
+    fn collect<S: Storage>(
+        walk: Walk<'_, S>,
+        survey: &Survey,
+        claimed: &[ClusterRange],
+        start: u64,
+    ) -> Self {
         let clusters = (walk.geometry.file_clusters() - start).min(WINDOW_CLUSTERS);
         let words = (0..clusters.div_ceil(64)).map(|_| AtomicU64::new(0));
         let window = Self {
             start,
             words: words.collect(),
         };
-        for claim in &survey.claims {
-            let is_unread = matches!(
-                claim.kind,
-                OwnerKind::EncryptionHeader | OwnerKind::BitmapData
-            );
-            if is_unread {
-                claim.clusters.clusters().for_each(|it| window.insert(it));
-            }
+        let end = start.saturating_add(clusters);
+        let first = claimed.partition_point(|range| range.end() <= start);
+        let claimed = claimed.get(first..).unwrap_or(&[]).iter();
+        for range in claimed.take_while(|range| range.start.0 < end) {
+            let clusters = range.start.0.max(start)..range.end().min(end);
+            clusters.for_each(|it| window.insert(HostCluster(it)));
         }
         let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
         walk.progress.begin(Phase::Tables, total_bytes);

@@ -125,9 +125,12 @@ impl Ledger {
 
     /// Gives the ledger up and makes whatever is not settled in it a suspect.
     pub(crate) fn into_suspects(self) -> ClusterSet {
-        for region in self.unsettled_regions() {
-            for cluster in self.unsettled_clusters(region) {
-                self.suspects.insert(cluster);
+        for (index, region) in self.regions.iter() {
+            let first = region_clusters(index).start;
+            for (first, owing) in (first..).step_by(64).zip(region.owing_words()) {
+                if owing != 0 {
+                    self.suspects.insert_word(HostCluster(first), owing);
+                }
             }
         }
         self.suspects
@@ -212,17 +215,28 @@ impl Ledger {
 
     /// Clusters of a region that are owed something or suspect, in order.
     pub(crate) fn unsettled_clusters(&self, region: u64) -> Vec<HostCluster> {
-        let empty = || std::iter::repeat_n(0, WORDS);
-        let owing: Vec<u64> = match self.regions.get(region) {
-            None => empty().collect(),
-            Some(region) => region.owing_words(),
-        };
-        let suspects = self.suspects.words_of(region).chain(empty());
-        let either = owing
-            .iter()
-            .zip(suspects)
-            .map(|(owing, suspect)| owing | suspect);
+        let either = self.unsettled_words(region);
+        let either = either.map(|word| word.owing | word.suspect);
         clusters_of_words(region, either).collect()
+    }
+
+    /// The same, 64 clusters at a time.
+    pub(crate) fn unsettled_words(&self, region: u64) -> impl Iterator<Item = Unsettled> {
+        let empty = || std::iter::repeat_n(0, WORDS);
+        let known = self.regions.get(region);
+        let owing: Vec<u64> = known.map_or_else(|| empty().collect(), Region::owing_words);
+        let ones = known.into_iter().flat_map(|region| region.one.words());
+        let suspects = self.suspects.words_of(region).chain(empty());
+        let starts = region_clusters(region).step_by(64);
+        let words = owing.into_iter().zip(ones.chain(empty())).zip(suspects);
+        starts
+            .zip(words)
+            .map(|(start, ((owing, owing_one), suspect))| Unsettled {
+                start: HostCluster(start),
+                owing,
+                owing_one,
+                suspect,
+            })
     }
 
     /// Regions where something is owed or suspect, in order.
@@ -236,6 +250,33 @@ impl Ledger {
         regions.sort_unstable();
         regions.dedup();
         regions
+    }
+}
+
+/// What is not settled among 64 clusters, a bit for each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsettled {
+    pub(crate) start: HostCluster,
+    /// Something is owed.
+    pub(crate) owing: u64,
+    /// Of those, the stored count is one and not paid.
+    pub(crate) owing_one: u64,
+    pub(crate) suspect: u64,
+}
+
+impl Unsettled {
+    /// Runs of clusters that are all in `alike`, and single ones that are not, in order.
+    pub(crate) fn runs(self, alike: u64) -> impl Iterator<Item = ClusterRange> {
+        let mut rest = self.owing | self.suspect;
+        std::iter::from_fn(move || {
+            let first = (rest != 0).then(|| rest.trailing_zeros())?;
+            let count = ((rest & alike) >> first).trailing_ones().max(1);
+            rest &= !((u64::MAX >> (64 - count)) << first);
+            Some(ClusterRange {
+                start: HostCluster(self.start.0 + u64::from(first)),
+                count: u64::from(count),
+            })
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::pieces::for_each_piece;
 use super::{Notes, Survey, Walk};
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding, OwnerKind, escaped};
@@ -18,6 +19,9 @@ use crate::storage::Storage;
 
 /// Bitmap table entries walked in one image before qfsck calls it a trap.
 pub(crate) const MAX_TABLE_ENTRIES_WALKED: u64 = 1 << 24;
+/// Of those, entries that tables lying over one another may have together, beyond twice the entries there are. Sound
+/// tables have places of their own.
+const MAX_ENTRIES_OVERLAPPING: u64 = 1 << 15;
 /// QEMU's range of bitmap granularities, as powers of two.
 const GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
 /// The only bitmap type there is: dirty tracking.
@@ -117,7 +121,7 @@ fn walk_directory<S: Storage>(
     }
     let mut rest = directory.as_slice();
     let mut names = BTreeMap::new();
-    let mut budget = MAX_TABLE_ENTRIES_WALKED;
+    let mut budget = table_entries_walked(walk, rest, bitmaps.bitmap_count);
     let mut found: u32 = 0;
     while !rest.is_empty() && found < bitmaps.bitmap_count {
         let DirectoryDecode::Entry(entry, step) = BitmapDirectoryEntry::decode(rest) else {
@@ -142,6 +146,28 @@ fn walk_directory<S: Storage>(
             format!("{} bytes follow the last bitmap", rest.len()),
         );
     }
+}
+
+/// How many entries of all tables are walked at most.
+fn table_entries_walked<S: Storage>(walk: Walk<'_, S>, mut rest: &[u8], count: u32) -> u64 {
+    let mut tables = Vec::new();
+    for _ in 0..count {
+        let DirectoryDecode::Entry(entry, step) = BitmapDirectoryEntry::decode(rest) else {
+            break;
+        };
+        let bytes = u64::from(entry.bitmap_table_size) * 8;
+        tables.extend(walk.geometry.clip_table(entry.bitmap_table_offset, bytes));
+        let step = usize::try_from(step).unwrap_or(usize::MAX);
+        rest = rest.get(step..).unwrap_or(&[]);
+    }
+    let entries_in_cluster = walk.geometry.cluster_bytes() / 8;
+    ClusterRange::merged(tables)
+        .iter()
+        .map(|range| range.count.saturating_mul(entries_in_cluster))
+        .fold(0, u64::saturating_add)
+        .saturating_mul(2)
+        .saturating_add(MAX_ENTRIES_OVERLAPPING)
+        .min(MAX_TABLE_ENTRIES_WALKED)
 }
 
 fn judge_name(index: u32, name: &[u8], names: &mut BTreeMap<Vec<u8>, u32>, notes: &mut Notes) {
@@ -254,27 +280,39 @@ pub(crate) fn walk_bitmap_table<S: Storage>(
         notes.gap(Gap::refused(place, "this bitmap was not walked"));
         return;
     };
-    survey.claim(clusters, OwnerKind::BitmapTable, place);
+    if walk.progress.is_stopped() {
+        notes.gap(Gap::stopped(place));
+        return;
+    }
     let entries = u64::from(entry.bitmap_table_size);
-    if entries > *budget || walk.progress.is_stopped() {
+    let Some(left) = budget.checked_sub(entries) else {
         notes.gap(Gap {
             place,
             kind: GapKind::WorkLimit,
-            detail: format!(
-                "the image has more than {MAX_TABLE_ENTRIES_WALKED} bitmap table entries"
-            ),
+            detail: "with it the image has more bitmap table entries than are walked".to_owned(),
         });
         return;
-    }
-    *budget -= entries;
-    let mut table = vec![0; usize::try_from(bytes).unwrap_or(0)];
-    if let Err(error) = walk.image.read_into(offset, &mut table) {
-        notes.gap(Gap::unreadable(place, &error));
-        return;
-    }
-    for (index, word) in (0_u64..).zip(words(&table)) {
-        walk_table_entry(walk, bitmap, index, BitmapTableEntry(word), survey, notes);
-    }
+    };
+    *budget = left;
+    survey.claim(clusters, OwnerKind::BitmapTable, place);
+    for_each_piece(walk, offset, bytes, |done, piece| {
+        if walk.progress.is_stopped() {
+            notes.gap(Gap::stopped(place));
+            return false;
+        }
+        match piece {
+            Err(error) => {
+                notes.gap(Gap::unreadable(place, &error));
+                false
+            }
+            Ok(piece) => {
+                for (index, word) in (done / 8..).zip(words(piece)) {
+                    walk_table_entry(walk, bitmap, index, BitmapTableEntry(word), survey, notes);
+                }
+                true
+            }
+        }
+    });
 }
 
 fn walk_table_entry<S: Storage>(
@@ -288,10 +326,9 @@ fn walk_table_entry<S: Storage>(
     let place = Place::BitmapTableEntry { bitmap, index };
     let mut refuse = |code| {
         notes.push(Finding::new(code, place).word(entry.0));
-        notes.gap(Gap::refused(
-            place,
-            "this part of the bitmap was not claimed",
-        ));
+        notes.refuse(place, || {
+            "this part of the bitmap was not claimed".to_owned()
+        });
     };
     if entry.reserved_bits() != 0 {
         return refuse(Code::BitmapTableEntryInvalid);

@@ -6,19 +6,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::pieces::for_each_piece;
 use super::{L2Item, Notes, Survey, Walk};
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding, OwnerKind, Trees};
 use crate::qcow2::{
-    HostCluster, HostOffset, L1Entry, MAX_L1_TABLE_BYTES, Place, Refusal, Tree, words,
+    ClusterRange, HostCluster, HostOffset, L1Entry, MAX_L1_TABLE_BYTES, Place, Refusal, Tree, words,
 };
 use crate::storage::Storage;
 
 /// L1 entries walked in one image before qfsck calls it a trap: two hundred times the largest honest table.
 const MAX_L1_ENTRIES_WALKED: u64 = 1 << 28;
-/// L1 tables are read in pieces of this many bytes.
-const PIECE_BYTES: u64 = 1 << 20;
-
+/// Of those, entries that tables lying over one another may have together, beyond twice the entries there are. Sound tables
+/// have places of their own.
+const MAX_L1_ENTRIES_OVERLAPPING: u64 = 1 << 24;
 /// L2 tables past the end of the file that are remembered, to tell a truncation by.
 const MAX_LOST_TABLES: usize = 1 << 16;
 
@@ -26,8 +27,62 @@ const MAX_LOST_TABLES: usize = 1 << 16;
 struct L1Table {
     offset: HostOffset,
     entries: u64,
+    /// The first of the trees.
+    tree: Tree,
     /// More than one only where snapshots wrongly share a table.
-    trees: Vec<Tree>,
+    trees: Trees,
+}
+
+/// The L1 entries that may still be walked.
+struct Budget {
+    limit: u64,
+    left: u64,
+    is_overdrawn: bool,
+}
+
+impl Budget {
+    fn new<S: Storage>(walk: Walk<'_, S>, survey: &Survey) -> Self {
+        let header = walk.image.header();
+        let active = (HostOffset(header.l1_table_offset), header.l1_size);
+        let snapshots = survey.snapshots.iter();
+        let snapshots = snapshots.map(|it| (it.fixed.l1_table_offset, it.fixed.l1_size));
+        let clusters = std::iter::once(active)
+            .chain(snapshots)
+            .filter_map(|(offset, entries)| {
+                let bytes = (u64::from(entries) * 8).min(MAX_L1_TABLE_BYTES);
+                walk.geometry.clip_table(offset, bytes)
+            });
+        let entries_in_cluster = walk.geometry.cluster_bytes() / 8;
+        let limit = ClusterRange::merged(clusters.collect())
+            .iter()
+            .map(|range| range.count.saturating_mul(entries_in_cluster))
+            .fold(0, u64::saturating_add)
+            .saturating_mul(2)
+            .saturating_add(MAX_L1_ENTRIES_OVERLAPPING)
+            .min(MAX_L1_ENTRIES_WALKED);
+        Self {
+            limit,
+            left: limit,
+            is_overdrawn: false,
+        }
+    }
+
+    /// Takes the entries of one more table, or says once that there are too many.
+    fn take(&mut self, entries: u64, place: Place, notes: &mut Notes) -> bool {
+        if let Some(left) = self.left.checked_sub(entries) {
+            self.left = left;
+            return true;
+        }
+        if !self.is_overdrawn {
+            self.is_overdrawn = true;
+            notes.gap(Gap {
+                place,
+                kind: GapKind::WorkLimit,
+                detail: format!("the image has more than {} L1 entries", self.limit),
+            });
+        }
+        false
+    }
 }
 
 /// What the L1 entries name.
@@ -43,29 +98,15 @@ pub(super) fn walk_l1_tables<S: Storage>(
     survey: &mut Survey,
     notes: &mut Notes,
 ) {
+    let mut budget = Budget::new(walk, survey);
     let mut tables = Vec::new();
-    tables.extend(locate_active(walk, survey, notes));
-    tables.extend(locate_snapshots(walk, survey, notes));
+    tables.extend(locate_active(walk, survey, &mut budget, notes));
+    tables.extend(locate_snapshots(walk, survey, &mut budget, notes));
     let mut found = Found::default();
-    let mut walked = 0;
     for table in &tables {
-        let place = Place::L1Table {
-            tree: table.trees.first().copied().unwrap_or(Tree::Active),
-        };
-        walked += table.entries;
-        if walked > MAX_L1_ENTRIES_WALKED {
-            notes.gap(Gap {
-                place,
-                kind: GapKind::WorkLimit,
-                detail: format!("the image has more than {MAX_L1_ENTRIES_WALKED} L1 entries"),
-            });
+        if !walk_table(walk, table, &mut found, notes) {
             break;
         }
-        if walk.progress.is_stopped() {
-            notes.gap(Gap::stopped(place));
-            break;
-        }
-        walk_table(walk, table, &mut found, notes);
     }
     survey.l2_tables = found.tables.into_values().collect();
     survey.lost_l2_tables = found.lost;
@@ -95,6 +136,7 @@ fn judge_shared_tables<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &m
 fn locate_active<S: Storage>(
     walk: Walk<'_, S>,
     survey: &mut Survey,
+    budget: &mut Budget,
     notes: &mut Notes,
 ) -> Option<L1Table> {
     let header = walk.image.header();
@@ -117,12 +159,14 @@ fn locate_active<S: Storage>(
         entries = MAX_L1_TABLE_BYTES / 8;
     }
     let offset = HostOffset(header.l1_table_offset);
-    locate(walk, Tree::Active, offset, entries, survey, notes)
+    let table = locate(walk, Tree::Active, offset, entries, notes)?;
+    claim(walk, &table, None, survey, budget, notes).then_some(table)
 }
 
 fn locate_snapshots<S: Storage>(
     walk: Walk<'_, S>,
     survey: &mut Survey,
+    budget: &mut Budget,
     notes: &mut Notes,
 ) -> Vec<L1Table> {
     let mut distinct: BTreeMap<(HostOffset, u64), L1Table> = BTreeMap::new();
@@ -141,23 +185,23 @@ fn locate_snapshots<S: Storage>(
             notes.gap(Gap::refused(place, "this snapshot was not walked"));
             continue;
         }
-        if let Some(table) = locate(walk, tree, offset, entries, survey, notes) {
-            distinct
-                .entry((offset, entries))
-                .and_modify(|known| known.trees.push(tree))
-                .or_insert(table);
+        let Some(table) = locate(walk, tree, offset, entries, notes) else {
+            continue;
+        };
+        let known = distinct.get_mut(&(offset, entries));
+        if claim(walk, &table, known, survey, budget, notes) {
+            distinct.entry((offset, entries)).or_insert(table);
         }
     }
     distinct.into_values().collect()
 }
 
-/// Claims an L1 table's clusters; `None` where nothing of it can be read.
+/// Judges an L1 table's place; `None` where nothing of it can be read.
 fn locate<S: Storage>(
     walk: Walk<'_, S>,
     tree: Tree,
     offset: HostOffset,
     entries: u64,
-    survey: &mut Survey,
     notes: &mut Notes,
 ) -> Option<L1Table> {
     let place = Place::L1Table { tree };
@@ -185,54 +229,103 @@ fn locate<S: Storage>(
         Err(Refusal::PastEnd) => {
             notes.push(Finding::new(past_end, place).detail(format!("{bytes} bytes at {offset}")));
             notes.gap(Gap::refused(place, "its part past the end reads as zero"));
-            if let Some(clusters) = walk.geometry.clip_table(offset, bytes) {
-                survey.claim(clusters, OwnerKind::L1Table, place);
-            }
         }
-        Ok(clusters) => survey.claim(clusters, OwnerKind::L1Table, place),
+        Ok(_) => {}
     }
+    let trees = match tree {
+        Tree::Active => Trees {
+            active: 1,
+            ..Trees::default()
+        },
+        Tree::Snapshot(index) => Trees {
+            snapshots: 1,
+            first_snapshot: Some(index),
+            ..Trees::default()
+        },
+    };
     Some(L1Table {
         offset,
         entries,
-        trees: vec![tree],
+        tree,
+        trees,
     })
 }
 
+/// Claims an L1 table's clusters; `false` where its entries are too many. The same table a second time costs nothing.
+fn claim<S: Storage>(
+    walk: Walk<'_, S>,
+    table: &L1Table,
+    known: Option<&mut L1Table>,
+    survey: &mut Survey,
+    budget: &mut Budget,
+    notes: &mut Notes,
+) -> bool {
+    let place = Place::L1Table { tree: table.tree };
+    let is_new = known.is_none();
+    if let Some(known) = known {
+        add_users(&mut known.trees, table.trees);
+    }
+    if is_new && !budget.take(bytes_in_file(walk, table).div_ceil(8), place, notes) {
+        return false;
+    }
+    let bytes = table.entries * 8;
+    let admitted = walk.geometry.admit_table(table.offset, bytes).ok();
+    let clusters = admitted.or_else(|| walk.geometry.clip_table(table.offset, bytes));
+    if let Some(clusters) = clusters {
+        survey.claim(clusters, OwnerKind::L1Table, place);
+    }
+    true
+}
+
+fn add_users(users: &mut Trees, more: Trees) {
+    users.active += more.active;
+    users.snapshots += more.snapshots;
+    let first = [users.first_snapshot, more.first_snapshot];
+    users.first_snapshot = first.into_iter().flatten().min();
+}
+
+/// How many bytes of a table can be read. A word the file ends in goes on with zeros.
+fn bytes_in_file<S: Storage>(walk: Walk<'_, S>, table: &L1Table) -> u64 {
+    let in_file_bytes = walk.geometry.file_bytes().saturating_sub(table.offset.0);
+    (table.entries * 8).min(in_file_bytes.next_multiple_of(8))
+}
+
+/// Walks a table; `false` where it was told to stop.
 fn walk_table<S: Storage>(
     walk: Walk<'_, S>,
     table: &L1Table,
     found: &mut Found,
     notes: &mut Notes,
-) {
-    let in_file_bytes = walk.geometry.file_bytes().saturating_sub(table.offset.0);
-    // A word the file ends in goes on with zeros.
-    let bytes = (table.entries * 8).min(in_file_bytes.next_multiple_of(8));
-    let mut buffer = vec![0; usize::try_from(bytes.min(PIECE_BYTES)).unwrap_or(0)];
-    let mut done = 0;
-    while done < bytes {
-        let piece_bytes = (bytes - done).min(PIECE_BYTES);
-        let Some(piece) = buffer.get_mut(..usize::try_from(piece_bytes).unwrap_or(0)) else {
-            return;
-        };
-        let offset = HostOffset(table.offset.0 + done);
-        if let Err(error) = walk.image.read_into(offset, piece) {
-            let tree = table.trees.first().copied().unwrap_or(Tree::Active);
-            notes.gap(Gap::unreadable(
-                Place::L1Entry {
-                    tree,
-                    index: done / 8,
-                },
-                &error,
-            ));
-        } else {
-            for (index, word) in (done / 8..).zip(words(piece)) {
-                if word != 0 {
-                    walk_entry(walk, table, index, L1Entry(word), found, notes);
+) -> bool {
+    let tree = table.tree;
+    if walk.progress.is_stopped() {
+        notes.gap(Gap::stopped(Place::L1Table { tree }));
+        return false;
+    }
+    for_each_piece(
+        walk,
+        table.offset,
+        bytes_in_file(walk, table),
+        |done, piece| {
+            let index = done / 8;
+            if walk.progress.is_stopped() {
+                notes.gap(Gap::stopped(Place::L1Entry { tree, index }));
+                return false;
+            }
+            match piece {
+                Err(error) => notes.gap(Gap::unreadable(Place::L1Entry { tree, index }, &error)),
+                Ok(piece) => {
+                    for (index, word) in (index..).zip(words(piece)) {
+                        if word != 0 {
+                            walk_entry(walk, table, index, L1Entry(word), found, notes);
+                        }
+                    }
                 }
             }
-        }
-        done += piece_bytes;
-    }
+            true
+        },
+    );
+    !walk.progress.is_stopped()
 }
 
 fn walk_entry<S: Storage>(
@@ -243,9 +336,11 @@ fn walk_entry<S: Storage>(
     found: &mut Found,
     notes: &mut Notes,
 ) {
-    let tree = table.trees.first().copied().unwrap_or(Tree::Active);
-    let place = Place::L1Entry { tree, index };
-    let weight = table.trees.len() as u64;
+    let place = Place::L1Entry {
+        tree: table.tree,
+        index,
+    };
+    let weight = table.trees.active + table.trees.snapshots;
     let first_guest_cluster = walk.geometry.guest_cluster(index, 0);
     let guest = walk
         .geometry
@@ -262,7 +357,7 @@ fn walk_entry<S: Storage>(
     let Some(offset) = entry.l2_table_offset() else {
         if entry.copied() {
             notes.push(finding(Code::L1EntryWithoutOffset));
-            notes.gap(Gap::refused(place, "it may have named an L2 table"));
+            notes.refuse(place, || "it may have named an L2 table".to_owned());
         }
         return;
     };
@@ -278,10 +373,7 @@ fn walk_entry<S: Storage>(
                 }
             };
             notes.push(finding(code));
-            notes.gap(Gap::refused(
-                place,
-                format!("an L2 table at {offset} was not read"),
-            ));
+            notes.refuse(place, || format!("an L2 table at {offset} was not read"));
         }
         Ok(cluster) => {
             let item = found.tables.entry(cluster).or_insert(L2Item {
@@ -292,23 +384,8 @@ fn walk_entry<S: Storage>(
                 is_shared_across_ranges: false,
             });
             item.is_shared_across_ranges |= item.l1_index != index;
-            for &tree in &table.trees {
-                add_user(item, tree, entry);
-            }
-        }
-    }
-}
-
-fn add_user(item: &mut L2Item, tree: Tree, entry: L1Entry) {
-    match tree {
-        Tree::Active => {
-            item.trees.active += 1;
-            item.active_copied += u64::from(entry.copied());
-        }
-        Tree::Snapshot(index) => {
-            item.trees.snapshots += 1;
-            let first = item.trees.first_snapshot.unwrap_or(u32::MAX);
-            item.trees.first_snapshot = Some(first.min(index));
+            add_users(&mut item.trees, table.trees);
+            item.active_copied += u64::from(entry.copied()) * table.trees.active;
         }
     }
 }

@@ -217,13 +217,38 @@ fn tables_in_a_hole() -> Hostile {
     )
 }
 
-fn bitmaps_in_holes() -> Vec<Hostile> {
-    let bitmap_entry = |number: u64| {
-        let name = format!("n{number:07}");
-        let table = [words([1 << 30]), (1_u32 << 25).to_be_bytes().to_vec()].concat();
-        let rest = [[0, 0, 0, 0, 1, 9, 0, 8], [0; 8]].concat();
-        [table, rest[..12].to_vec(), name.into_bytes()].concat()
+/// A bitmap's entry of 32 bytes; its table begins at 1 GiB, its granularity is 512 bytes.
+fn bitmap(number: u64, table_entries: u32) -> Vec<u8> {
+    let name = format!("n{number:07}");
+    let table = [
+        words([1 << 30]),
+        table_entries.to_be_bytes().to_vec(),
+        vec![0; 4],
+    ];
+    let rest = [[1, 9, 0, 8], [0; 4]].concat();
+    [table.concat(), rest, name.into_bytes()].concat()
+}
+
+/// `count` bitmaps that all have one table.
+fn bitmaps_of_one_table(
+    name: &'static str,
+    length: u64,
+    head: Head,
+    (count, table_entries): (u32, u32),
+    mut parts: Parts,
+) -> Hostile {
+    let bytes = u64::from(count) * 32;
+    let entries = (0..u64::from(count)).flat_map(|number| bitmap(number, table_entries));
+    parts.push((112, bitmaps(count, bytes, 1 << 22)));
+    parts.push((1 << 22, entries.collect()));
+    let head = Head {
+        autoclear: 1,
+        ..head
     };
+    image(name, length, head, parts)
+}
+
+fn bitmaps_in_holes() -> Vec<Hostile> {
     vec![
         long(
             "65,535 bitmaps of zeros",
@@ -234,19 +259,121 @@ fn bitmaps_in_holes() -> Vec<Hostile> {
             },
             vec![(112, bitmaps(65535, 65535 * 64, 1 << 20))],
         ),
-        long(
-            "bitmaps that share one table of 256 MiB in a hole",
+        bitmaps_of_one_table(
+            "100 bitmaps that share one table of 8 MiB in a hole",
+            LONG,
             Head {
-                autoclear: 1,
                 size: 1 << 60,
                 ..HEAD
             },
-            vec![
-                (112, bitmaps(100, 3200, 512)),
-                (512, (0..100).flat_map(bitmap_entry).collect()),
-            ],
+            (100, 1 << 20),
+            vec![],
         ),
     ]
+}
+
+/// An entry of the snapshot table, of 72 bytes.
+fn snapshot(number: u32, l1_offset: u64, l1_size: u32) -> Vec<u8> {
+    let name = format!("{number:08}");
+    let start = [words([l1_offset]), l1_size.to_be_bytes().to_vec()].concat();
+    let lengths = [[0, 8], [0, 0]].concat();
+    let rest = [vec![0; 20], 16_u32.to_be_bytes().to_vec(), words([0, 0])].concat();
+    let mut entry = [start, lengths, rest, name.into_bytes()].concat();
+    entry.resize(entry.len().next_multiple_of(8), 0);
+    entry
+}
+
+/// Snapshots, each with an L1 table at a place and of a size.
+fn snapshots(
+    name: &'static str,
+    tables: impl IntoIterator<Item = (u64, u32)>,
+    mut parts: Parts,
+) -> Hostile {
+    let tables: Vec<_> = (0..).zip(tables).collect();
+    let entries = tables
+        .iter()
+        .flat_map(|&(number, (offset, size))| snapshot(number, offset, size));
+    parts.push((1 << 20, entries.collect()));
+    let count = u32::try_from(tables.len()).expect("not so many");
+    let head = Head {
+        snapshots: (1 << 20, count),
+        ..HEAD
+    };
+    image(name, 8 << 40, head, parts)
+}
+
+/// Claims that lie over one another: few bytes name the same long table many times.
+fn tables_that_are_shared() -> Vec<Hostile> {
+    let (one, largest) = (1 << 30, 1 << 22);
+    let small_clusters = (0..8192).map(|entry| (8 << 20) + entry * 512);
+    vec![
+        bitmaps_of_one_table(
+            "16,384 bitmaps that share one table of 8 MiB in a hole",
+            LONG,
+            Head {
+                size: 1 << 60,
+                ..HEAD
+            },
+            (1 << 14, 1 << 20),
+            vec![],
+        ),
+        snapshots(
+            "8,192 snapshots that share an L1 table of 32 MiB in a hole",
+            vec![(one, largest); 1 << 13],
+            vec![],
+        ),
+        snapshots(
+            "8,192 snapshots that share an L1 table that names one L2 table",
+            vec![(one, 1 << 19); 1 << 13],
+            vec![(one, words(vec![1 << 29; 1 << 19]))],
+        ),
+        snapshots(
+            "8,192 L1 tables of different lengths that begin at one place, all unaligned",
+            (0..1 << 13).map(|number| (one, 1 + number * 8)),
+            vec![(one, words(vec![(1 << 29) + 256 * 3; 1 << 16]))],
+        ),
+        bitmaps_of_one_table(
+            "2,048 bitmaps that share a table that names 8,192 clusters",
+            64 << 34,
+            Head {
+                size: 8192 << 21,
+                ..HEAD
+            },
+            (2048, 8192),
+            (1..64)
+                .map(|window| (window << 34, vec![1]))
+                .chain([(one, words(small_clusters))])
+                .collect(),
+        ),
+        bitmaps_of_one_table(
+            "8,192 bitmaps that end in one cluster of 2 MiB of a hole",
+            2 << 30,
+            Head {
+                cluster_bits: 21,
+                size: 512_000,
+                ..HEAD
+            },
+            (1 << 13, 1),
+            vec![(one, words([10 << 21]))],
+        ),
+    ]
+}
+
+/// A refcount table of 1 MiB that names one block of ones everywhere: counts for half a billion clusters.
+fn one_block_of_counts() -> Hostile {
+    image(
+        "a refcount table that names one block 131,072 times",
+        1 << 38,
+        Head {
+            refcount_table: (1 << 20, 1 << 11),
+            order: 0,
+            ..HEAD
+        },
+        vec![
+            (1 << 20, words(vec![64 << 20; 1 << 17])),
+            (64 << 20, vec![0xff; 512]),
+        ],
+    )
 }
 
 fn circles() -> Vec<Hostile> {
@@ -378,7 +505,10 @@ fn sixteen_mebibytes_are_enough_to_check_what_a_stranger_made() {
     }
     let stage = Stage::new();
     // A repair reads the tables many times, and is not held to these limits with so many.
-    for hostile in set().into_iter().chain([tables_in_a_hole()]) {
+    let more = tables_that_are_shared()
+        .into_iter()
+        .chain([tables_in_a_hole()]);
+    for hostile in set().into_iter().chain(more) {
         hostile.write(&stage.path("image"));
         let about = hostile.name;
         let said = within(
@@ -400,6 +530,19 @@ fn sixteen_mebibytes_are_enough_to_check_what_a_stranger_made() {
             about,
         );
     }
+}
+
+#[test]
+fn half_a_billion_leaked_clusters_are_told_by_the_word() {
+    if !has_tools(&["prlimit"]) {
+        return;
+    }
+    let stage = Stage::new();
+    let hostile = one_block_of_counts();
+    hostile.write(&stage.path("image"));
+    let limits = (128 * MIB, CHECK_SECONDS);
+    let check = within(&stage, limits, &["check", "-j", "1", "image"]);
+    expect_cheap(&check, 16 << 10, hostile.name);
 }
 
 #[test]
