@@ -81,9 +81,9 @@ fn a_way_back_that_nobody_can_vouch_for_stops_every_repair_and_a_check_says_so()
             bytes[middle] ^= 1;
             fs::write(path, bytes).expect("written");
         }),
-        ("is an undo file of version 3", |path| {
+        ("is an undo file of version 9", |path| {
             let mut bytes = bytes_at(path);
-            bytes[11] = 3;
+            bytes[11] = 9;
             fs::write(path, bytes).expect("written");
         }),
         ("is not an undo file", |path| {
