@@ -373,11 +373,18 @@ const UNREADABLE: &str = "some of the image cannot be read, so nothing is writte
 /// Why nothing is planned by somebody who was stopped.
 const STOPPED: &str = "the planning was stopped, so nothing is done";
 
+/// Why nothing is planned for an image of which not everything was walked.
+const TOO_LONG: &str = "its tables are together longer than what is walked of an image, so nobody knows what else is used, \
+    and nothing is written to it";
+
 /// Why nothing can be planned, where not everything was looked at.
 fn unread<S: Storage>(examination: &Examination<'_, S>, is_first: bool) -> Option<&'static str> {
     let coverage = &examination.notes.coverage;
     if is_first && coverage.unreadable_count() > 0 {
         return Some(UNREADABLE);
+    }
+    if examination.survey.is_cut_short {
+        return Some(TOO_LONG);
     }
     coverage.is_stopped().then_some(STOPPED)
 }

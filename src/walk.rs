@@ -134,6 +134,8 @@ pub(crate) struct Survey {
     pub(crate) bitmap_names: Vec<Vec<u8>>,
     /// Clusters past the end of the file that L1 entries name as L2 tables, as far as they are kept.
     pub(crate) lost_l2_tables: BTreeSet<HostCluster>,
+    /// Tables that the image names were left out, for together they are too long: what they use looks unused.
+    pub(crate) is_cut_short: bool,
 }
 
 impl Survey {

@@ -286,6 +286,7 @@ pub(crate) fn walk_bitmap_table<S: Storage>(
     }
     let entries = u64::from(entry.bitmap_table_size);
     let Some(left) = budget.checked_sub(entries) else {
+        survey.is_cut_short = true;
         notes.gap(Gap {
             place,
             kind: GapKind::WorkLimit,

@@ -266,6 +266,7 @@ fn claim<S: Storage>(
         add_users(&mut known.trees, table.trees);
     }
     if is_new && !budget.take(bytes_in_file(walk, table).div_ceil(8), place, notes) {
+        survey.is_cut_short = true;
         return false;
     }
     let bytes = table.entries * 8;

@@ -546,6 +546,20 @@ fn half_a_billion_leaked_clusters_are_told_by_the_word() {
 }
 
 #[test]
+fn nothing_is_written_to_an_image_of_which_not_all_tables_were_walked() {
+    let stage = Stage::new();
+    let hostile = tables_that_are_shared().swap_remove(0);
+    hostile.write(&stage.path("image"));
+    let check = stage.qfsck(["check", "--output", "json", "image"]);
+    assert!(check.out().contains("work-limit"), "{}", check.out());
+    let repair = stage.qfsck(["repair", "--yes", "image"]);
+    let said = [repair.out(), repair.err()].concat();
+    let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("longer than what is walked"), "{said}");
+    assert!(!stage.path("image.qfsck-undo").exists(), "{said}");
+}
+
+#[test]
 fn a_repair_of_what_a_stranger_made_grows_it_by_no_more_than_a_few_structures() {
     if !has_tools(&["prlimit"]) {
         return;
