@@ -53,7 +53,7 @@ pub(super) fn settle<S: Storage>(
     let last = AtomicU64::new(last_referenced);
     let truncated = AtomicU64::new(0);
     for &cluster in &survey.lost_l2_tables {
-        pay_past_end(&directory, cluster, Identity::Metadata, &truncated);
+        note_lost(&directory, cluster, &truncated);
     }
     let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
         rules: &rules,
@@ -301,13 +301,7 @@ impl Entries for Payer<'_, '_> {
                 ..
             } => {
                 let cluster = geometry.cluster_at(offset);
-                let identity = Identity::Guest(mapped.guest_cluster);
-                pay_past_end(
-                    self.visitor.ledger,
-                    cluster,
-                    identity,
-                    self.visitor.truncated,
-                );
+                note_lost(self.visitor.ledger, cluster, self.visitor.truncated);
             }
             Target::Compressed {
                 extent,
@@ -341,18 +335,9 @@ impl Visitor<'_> {
     }
 }
 
-/// A cluster past the end of the file that is both referred to and counted was there once.
-fn pay_past_end(
-    ledger: &Directory<'_>,
-    cluster: HostCluster,
-    identity: Identity,
-    truncated: &AtomicU64,
-) {
-    let payment = Payment {
-        identity,
-        ..STRUCTURE
-    };
-    if ledger.try_pay(cluster, payment) {
+/// A cluster past the end of the file that is both referred to and counted was there once, however often it is either.
+fn note_lost(ledger: &Directory<'_>, cluster: HostCluster, truncated: &AtomicU64) {
+    if ledger.forgive(cluster) {
         truncated.fetch_add(1, Relaxed);
     }
 }

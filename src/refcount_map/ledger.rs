@@ -390,10 +390,15 @@ impl Directory<'_> {
         }
     }
 
-    /// Whether a payment is owed and made with the right flag; a failure is not noted.
-    pub(crate) fn try_pay(&self, cluster: HostCluster, payment: Payment) -> bool {
-        let (index, _) = locate(cluster);
-        self.ledger.window.contains(&index) && self.pay_in_word(cluster, 1, payment) == 0
+    /// Lets go of whatever is owed on a cluster, whoever may have owed it; says whether that was anything.
+    pub(crate) fn forgive(&self, cluster: HostCluster) -> bool {
+        let (index, slot) = locate(cluster);
+        let is_forgiven = |region: &Region| {
+            let shared = region.shared.get();
+            region.one.clear_word(slot / 64, 1 << (slot % 64)) != 0
+                || shared.is_some_and(|shared| shared.forgive(slot))
+        };
+        self.region(index).is_some_and(is_forgiven)
     }
 
     /// Pays one reference off each of up to 64 clusters that lie far apart, for guest clusters that follow one another;

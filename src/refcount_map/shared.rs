@@ -121,6 +121,21 @@ impl Shared {
         }
     }
 
+    /// Lets go of what is owed on a cluster; says whether that was anything.
+    pub(super) fn forgive(&self, slot: usize) -> bool {
+        let shift = 8 * (slot % LANES);
+        let Some(word) = self.owed.get(slot / LANES) else {
+            return false;
+        };
+        match word.fetch_and(!(COUNT << shift), Relaxed) >> shift & COUNT {
+            COUNT => {
+                let counter = self.wide.get().and_then(|wide| wide.get(slot));
+                counter.is_some_and(|counter| counter.swap(0, Relaxed) & WIDE_COUNT != 0)
+            }
+            count => count != 0,
+        }
+    }
+
     fn lane(&self, slot: usize) -> u64 {
         let word = self.owed.get(slot / LANES);
         word.map_or(0, |word| word.load(Relaxed)) >> (8 * (slot % LANES))

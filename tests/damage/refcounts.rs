@@ -252,8 +252,6 @@ damages! {
             "file-truncated 1",
         ],
     }
-    // DEFECT 4: a reference past the end of the file pays for one tree only; what the other tree owes looks leaked.
-    #[should_panic(expected = "after the damage")]
     cut_off_cluster_of_two_trees_is_no_leak: FileTruncated {
         forge: with_snapshot,
         harm: |image| {
@@ -264,6 +262,23 @@ damages! {
         },
         report: [
             "do-not-boot, 1 not walked",
+            "l2-entry-past-end 2",
+            "file-truncated 1",
+        ],
+    }
+    cut_off_cluster_that_two_entries_name_is_no_leak_beside_larger_counts: FileTruncated {
+        forge: plain,
+        harm: |image| {
+            let cluster = image.allocate(1);
+            let offset = cluster * image.cluster_size();
+            image.put_u64(image.l2_entry(Tree::Active, 7), offset | 1 << 63);
+            image.put_u64(image.l2_entry(Tree::Active, 8), offset | 1 << 63);
+            image.set_refcount(cluster + 1, 2);
+            image.truncate(offset);
+        },
+        report: [
+            "do-not-boot, 1 not walked",
+            "refcount-past-end 1",
             "l2-entry-past-end 2",
             "file-truncated 1",
         ],

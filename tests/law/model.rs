@@ -320,7 +320,7 @@ impl<'a> Model<'a> {
         self.extents.insert((offset, end - 512, guest));
     }
 
-    /// The first extension of each type: where its data is, and how long.
+    /// The last extension of each type, which is the one QEMU keeps: where its data is, and how long.
     fn extensions(&self, is_v3: bool) -> BTreeMap<u64, (u64, u64)> {
         let mut found = BTreeMap::new();
         let mut at = if is_v3 { self.file.u32(100) } else { 72 };
@@ -337,7 +337,7 @@ impl<'a> Model<'a> {
             if kind == 0 || at + 8 + length > end {
                 break;
             }
-            found.entry(kind).or_insert((at + 8, length));
+            found.insert(kind, (at + 8, length));
             at += 8 + length.next_multiple_of(8);
         }
         found
@@ -482,8 +482,10 @@ impl<'a> Model<'a> {
             }
             let stored = self.stored(cluster);
             if self.lost.contains(&cluster) {
-                // It was there once; how often it is referred to is moot.
-                if stored != Some(1) || !users.is_empty() {
+                // It was there once, if it was counted; how often it is referred to is moot. Counts beyond reason are
+                // told all the same.
+                let is_possible = stored.is_some_and(|stored| stored <= 0x7fff);
+                if !is_possible || !users.is_empty() {
                     self.opinion.disputed.insert("counts past the end");
                 }
                 continue;
