@@ -307,7 +307,21 @@ impl Entries for Payer<'_, '_> {
                 extent,
                 clusters: Ok(clusters),
             } => self.pay_for_extent(extent, mapped.guest_cluster, clusters),
-            Target::Standard { .. } | Target::Compressed { .. } | Target::External { .. } => {}
+            Target::Compressed {
+                extent,
+                clusters: Err(_),
+            } => {
+                let first = geometry.cluster_at(extent.offset).0;
+                let end = geometry.clusters_for(extent.end().0);
+                for cluster in first.max(geometry.file_clusters())..end {
+                    note_lost(
+                        self.visitor.ledger,
+                        HostCluster(cluster),
+                        self.visitor.truncated,
+                    );
+                }
+            }
+            Target::Standard { .. } | Target::External { .. } => {}
         }
     }
 }

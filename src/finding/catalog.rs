@@ -307,10 +307,10 @@ L2EntryPastEnd "l2-entry-past-end" Corruption Unsafe
     "L2 entries name host clusters past the end of the file"
     "The file was truncated or the entries are damaged. The guest reads zeros or errors there, and once the file grows, somebody else's data."
     "Restore the file's tail. If it is gone for good, the guest ranges below are what was lost."
-L2EntryWithoutOffset "l2-entry-without-offset" Notice Safe
+L2EntryWithoutOffset "l2-entry-without-offset" Corruption Safe
     "L2 entries have COPIED set but name no host cluster"
-    "The specification allows this only with an external data file. The guest sees an unallocated or zero cluster; an offset may have been lost."
-    "None needed if the guest's data is whole there."
+    "The specification allows this only with an external data file. The guest sees an unallocated or zero cluster; an offset may have been lost, and then its cluster looks leaked."
+    "Restore the offset; if the guest's data is whole there, clear the flag."
 ZeroFlagInV2 "zero-flag-in-v2" Corruption Unsafe
     "a version 2 image has clusters flagged as zero"
     "Version 2 has no such flag. The guest gets read errors there, and a write marks the image corrupt."

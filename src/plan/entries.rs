@@ -43,6 +43,7 @@ const L2_CODES: &[Code] = &[
     Code::L2EntryReservedBits,
     Code::L2EntryUnaligned,
     Code::L2EntryPastEnd,
+    Code::L2EntryWithoutOffset,
     Code::ZeroFlagInV2,
     Code::SubclusterAllocatedAndZero,
     Code::SubclusterWithoutCluster,

@@ -168,7 +168,25 @@ impl Geometry {
     }
 
     /// Turns an alleged table of `bytes` bytes at a cluster boundary into the clusters it fills.
+    ///
+    /// It has to be in the file whole, but for the padding of its last eight bytes.
     pub fn admit_table(self, offset: HostOffset, bytes: u64) -> Result<ClusterRange, Refusal> {
+        let clusters = self.admit_clusters(offset, bytes)?;
+        if self.is_cut(offset, bytes) {
+            return Err(Refusal::PastEnd);
+        }
+        Ok(clusters)
+    }
+
+    /// Whether the file ends before the last eight bytes of a structure begin.
+    pub fn is_cut(self, offset: HostOffset, bytes: u64) -> bool {
+        let end = offset.0.saturating_add(bytes);
+        end.saturating_sub(1) & !7 >= self.file_bytes
+    }
+
+    /// Turns an alleged structure of `bytes` bytes at a cluster boundary, of whose last cluster the file may have a part
+    /// only, into the clusters it fills.
+    pub fn admit_clusters(self, offset: HostOffset, bytes: u64) -> Result<ClusterRange, Refusal> {
         if !self.is_aligned(offset) {
             return Err(Refusal::Unaligned);
         }
@@ -177,11 +195,12 @@ impl Geometry {
 
     /// Turns an alleged extent of `bytes` bytes, at any byte, into the clusters it touches.
     ///
-    /// It may end less than a cluster past the end of the file, as a half-written last cluster does.
+    /// It begins in the file, and may end less than a cluster past its end, as a half-written last cluster does.
     #[inline]
     pub fn admit_extent(self, offset: HostOffset, bytes: u64) -> Result<ClusterRange, Refusal> {
         let end = offset.0.checked_add(bytes).ok_or(Refusal::PastEnd)?;
-        if end >= self.extent_limit() {
+        let limit = self.file_bytes.saturating_add(self.cluster_bytes());
+        if offset.0 >= self.file_bytes || end >= limit {
             return Err(Refusal::PastEnd);
         }
         let start = self.cluster_at(offset);
@@ -189,9 +208,14 @@ impl Geometry {
         Ok(ClusterRange { start, count })
     }
 
-    /// Where an extent that is in the file must end before: a whole cluster past the end of the file.
-    pub fn extent_limit(self) -> u64 {
-        self.file_bytes.saturating_add(self.cluster_bytes())
+    /// Whether the file ends before the last sector of compressed data that ends here begins.
+    pub fn is_extent_cut(self, end: HostOffset) -> bool {
+        end.0.saturating_sub(1) & !(SECTOR_BYTES - 1) >= self.file_bytes
+    }
+
+    /// The bytes of whole sectors the file has.
+    pub fn whole_sector_bytes(self) -> u64 {
+        self.file_bytes & !(SECTOR_BYTES - 1)
     }
 
     /// The part of an aligned table that lies in the file, for tables whose tail is lost.

@@ -249,6 +249,11 @@ pub(crate) fn walk_bitmap<S: Storage>(
                 )),
             );
         }
+        if needed > u64::from(entry.bitmap_table_size) {
+            notes.refuse(place, || {
+                "what is behind the last entry of its table was not claimed".to_owned()
+            });
+        }
     }
     walk_bitmap_table(walk, index, entry, budget, survey, notes);
 }

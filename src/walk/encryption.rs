@@ -74,7 +74,7 @@ fn claim_encryption_header<S: Storage>(
         offset: HostOffset(offset),
         bytes,
     };
-    match walk.geometry.admit_table(pointer.offset, bytes) {
+    match walk.geometry.admit_clusters(pointer.offset, bytes) {
         Err(Refusal::Unaligned) => refuse(
             Code::EncryptionHeaderMalformed,
             format!("its offset {} is not at a cluster boundary", pointer.offset),
@@ -92,7 +92,9 @@ fn claim_encryption_header<S: Storage>(
             } else {
                 0
             };
-            let wider = walk.geometry.admit_table(pointer.offset, bytes.max(needed));
+            let wider = walk
+                .geometry
+                .admit_clusters(pointer.offset, bytes.max(needed));
             let clusters = wider.unwrap_or(given);
             if clusters.count > 0 {
                 survey.claim(

@@ -423,7 +423,7 @@ impl TableContext<'_> {
             .words
             .map(|word| L2Entry(word).extent_if_compressed(geometry));
         // Offsets have 62 bits: one past the limit leaves the highest bit, which vectors can gather, as they cannot compare.
-        let last = geometry.extent_limit().min(i64::MAX as u64) - 1;
+        let last = geometry.whole_sector_bytes().min(i64::MAX as u64);
         let beyond = extents
             .iter()
             .map(|extent| last.wrapping_sub(extent.end().0));
@@ -501,6 +501,9 @@ impl TableContext<'_> {
             return None;
         }
         let extent = entry.word.compressed_extent(self.rules.geometry)?;
+        if extent.end().0 > self.rules.geometry.whole_sector_bytes() {
+            return None;
+        }
         Some(CompressedEntry {
             index: entry.index,
             guest_cluster: self.guest_cluster(entry),

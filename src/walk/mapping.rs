@@ -377,6 +377,12 @@ fn walk_entry<S: Storage>(
             notes.refuse(place, || format!("an L2 table at {offset} was not read"));
         }
         Ok(cluster) => {
+            if walk.geometry.is_cut(offset, walk.geometry.cluster_bytes()) {
+                notes.push(finding(Code::L2TablePastEnd));
+                notes.refuse(place, || {
+                    format!("the part past the end of an L2 table at {offset} reads as zero")
+                });
+            }
             let item = found.tables.entry(cluster).or_insert(L2Item {
                 cluster,
                 l1_index: index,

@@ -45,7 +45,7 @@ pub(super) fn walk_refcount_table<S: Storage>(
         notes.gap(Gap::refused(place, "only the first 8 MiB were read"));
         bytes = MAX_REFCOUNT_TABLE_BYTES;
     }
-    match walk.geometry.admit_table(offset, bytes) {
+    match walk.geometry.admit_clusters(offset, bytes) {
         Err(Refusal::Unaligned) => {
             notes.push(Finding::new(Code::RefcountTableUnaligned, place).word(offset.0));
             notes.gap(Gap::refused(

@@ -58,6 +58,16 @@ pub(super) fn walk_snapshots<S: Storage>(
     }
     let table_bytes = read_entries(walk, offset, count, survey, notes);
     claim_table(walk, offset, table_bytes, survey, notes);
+    let is_wiped = |entry: &SnapshotEntry| {
+        entry.is_blank()
+            && entry.offset.saturating_add(SNAPSHOT_FIXED_BYTES) <= walk.geometry.file_bytes()
+    };
+    if survey.snapshots.iter().any(is_wiped) {
+        notes.gap(Gap::refused(
+            place,
+            "entries of zeros may have been snapshots",
+        ));
+    }
     judge_names(&survey.snapshots, notes);
 }
 
@@ -187,6 +197,11 @@ fn judge_sizes<S: Storage>(
     entry: &SnapshotEntry,
     notes: &mut Notes,
 ) {
+    let not_walked = |notes: &mut Notes| {
+        notes.refuse(place, || {
+            "tables behind the last entry were not walked".to_owned()
+        });
+    };
     let disk_bytes = entry.disk_bytes.unwrap_or(walk.image.header().size);
     let disk_entries = walk.geometry.l1_entries_needed(disk_bytes);
     let have = u64::from(entry.fixed.l1_size);
@@ -196,7 +211,7 @@ fn judge_sizes<S: Storage>(
                 "{have} entries, {disk_entries} needed for {disk_bytes} bytes"
             )),
         );
-        return;
+        return not_walked(notes);
     }
     let state_entries = walk.geometry.l1_entries_needed(entry.vm_state_bytes);
     if have - disk_entries < state_entries {
@@ -206,6 +221,7 @@ fn judge_sizes<S: Storage>(
                 entry.vm_state_bytes
             )),
         );
+        not_walked(notes);
     }
 }
 

@@ -121,22 +121,25 @@ impl<'a> Model<'a> {
         is_good.then_some(offset >> self.cluster_bits)
     }
 
-    /// Claims the clusters of a table; says whether it begins at a cluster boundary and lies in the file.
+    /// Where a table ends at the latest of which nothing is missing.
+    fn whole_end(&self) -> u64 {
+        self.file.len().next_multiple_of(8)
+    }
+
+    /// Where what is counted in clusters ends at the latest: the file may have a part of the last one only.
+    fn last_cluster_end(&self) -> u64 {
+        self.file.len() + self.cluster_bytes - 1
+    }
+
+    /// Claims the clusters of a table; says whether it begins at a cluster boundary and in the file, and ends before
+    /// `last_end`.
     ///
-    /// A table may end within the cluster the file ends in. Of one that goes on behind it, the part in the file counts,
-    /// if `is_clipped`.
-    fn claim_table(&mut self, offset: u64, bytes: u64, is_clipped: bool) -> bool {
-        if !offset.is_multiple_of(self.cluster_bytes) {
+    /// Of one that does not, the part in the file counts, if `is_clipped`.
+    fn claim_table(&mut self, offset: u64, bytes: u64, last_end: u64, is_clipped: bool) -> bool {
+        if !offset.is_multiple_of(self.cluster_bytes) || offset >= self.file.len() {
             return false;
         }
-        let last_end = self.file.len() + self.cluster_bytes;
-        let ends_in_file = offset.checked_add(bytes).is_some_and(|end| end < last_end);
-        if offset >= self.file.len() {
-            if ends_in_file {
-                self.opinion.disputed.insert("table behind the end");
-            }
-            return false;
-        }
+        let ends_in_file = offset.checked_add(bytes).is_some_and(|end| end <= last_end);
         let mut end = offset.saturating_add(bytes);
         if !ends_in_file {
             end = self.file.len();
@@ -163,7 +166,7 @@ impl<'a> Model<'a> {
             self.are_counts_unknown = true;
             return;
         }
-        self.claim_table(offset, bytes, true);
+        self.claim_table(offset, bytes, self.last_cluster_end(), true);
         for (index, word) in self.file.table(offset, bytes) {
             let block = word & !0x1ff;
             if block == 0 {
@@ -201,7 +204,7 @@ impl<'a> Model<'a> {
         if entries == 0 || !offset.is_multiple_of(self.cluster_bytes) {
             return;
         }
-        self.claim_table(offset, entries * 8, true);
+        self.claim_table(offset, entries * 8, self.whole_end(), true);
         for (index, word) in self.file.table(offset, entries * 8) {
             let named = word & OFFSET;
             if let Some(cluster) = self.cluster(named).filter(|_| named != 0) {
@@ -246,7 +249,7 @@ impl<'a> Model<'a> {
             bytes = end;
         }
         if bytes > 0 {
-            self.claim_table(start, bytes, true);
+            self.claim_table(start, bytes, self.whole_end(), true);
         }
         found
     }
@@ -301,21 +304,13 @@ impl<'a> Model<'a> {
         let offset = word & ((1 << sector_shift) - 1);
         let sectors = ((word & (COMPRESSED - 1)) >> sector_shift) + 1;
         let end = offset / 512 * 512 + sectors * 512;
-        if end >= self.file.len() + self.cluster_bytes {
-            return;
-        }
-        if offset >= self.file.len() {
-            self.opinion
-                .disputed
-                .insert("compressed data behind the end");
-            return;
-        }
-        if end > self.file.len().next_multiple_of(512) {
-            self.opinion.disputed.insert("compressed data cut off");
-            return;
-        }
         let first = offset >> self.cluster_bits;
         let count = end.div_ceil(self.cluster_bytes) - first;
+        if offset >= self.file.len() || end >= self.file.len() + self.cluster_bytes {
+            let file_clusters = self.file.len().div_ceil(self.cluster_bytes);
+            self.lost.extend(file_clusters.max(first)..first + count);
+            return;
+        }
         self.take(first, count, Use::Compressed(table.references));
         self.extents.insert((offset, end - 512, guest));
     }
@@ -356,7 +351,7 @@ impl<'a> Model<'a> {
             let fits = |bytes: u64| offset.checked_add(bytes).is_some_and(|end| end < limit);
             let claimed = if fits(wide) { wide } else { bytes };
             if fits(bytes) && claimed > 0 {
-                self.claim_table(offset, claimed, false);
+                self.claim_table(offset, claimed, self.last_cluster_end(), false);
             }
         }
     }
@@ -383,7 +378,7 @@ impl<'a> Model<'a> {
         let (bytes, offset) = (self.file.u64(at + 8), self.file.u64(at + 16));
         let is_good =
             (1..=65_535).contains(&count) && reserved == 0 && (1..=65_535 * 1024).contains(&bytes);
-        if !is_good || !self.claim_table(offset, bytes, false) {
+        if !is_good || !self.claim_table(offset, bytes, self.whole_end(), false) {
             return;
         }
         let mut entry = offset;
@@ -409,7 +404,7 @@ impl<'a> Model<'a> {
             && kind == 1
             && (9..=31).contains(&self.file.u8(entry + 17))
             && (1..=1023).contains(&name_bytes);
-        if !is_good || !self.claim_table(table, size * 8, false) {
+        if !is_good || !self.claim_table(table, size * 8, self.whole_end(), false) {
             return;
         }
         for (_, word) in self.file.table(table, size * 8) {

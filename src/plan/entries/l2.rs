@@ -237,6 +237,7 @@ impl Entry<'_> {
         if let Some(code) = self.broken_offset() {
             return self.mend_broken(code);
         }
+        self.clear_lone_copied();
         self.clear_reserved_bits();
         if self.geometry.has_extended_l2() {
             self.mend_subclusters();
@@ -244,6 +245,20 @@ impl Entry<'_> {
             self.leave(Code::ZeroFlagInV2, Obstacle::Version2);
         }
         self.clear_inactive_copied();
+    }
+
+    /// COPIED without an offset: no guest sees the flag, but it may be all that is left of a reference.
+    fn clear_lone_copied(&mut self) {
+        let has_offset = self.word.standard_offset().0 != 0 || self.grounds.has_data_file;
+        if has_offset || !self.word.copied() {
+            return;
+        }
+        let code = Code::L2EntryWithoutOffset;
+        if self.maps_no_data() && self.word.zero_flag() || self.grounds.accepts(code) {
+            self.put(code, self.word.0 & !COPIED, self.bitmap.0);
+        } else {
+            self.leave(code, Obstacle::Loss);
+        }
     }
 
     /// Why the entry's offset cannot be followed, if it cannot. In a data file every offset can.
@@ -403,13 +418,15 @@ impl Entry<'_> {
         }
     }
 
-    /// The clusters the compressed data is in, where the file has them.
+    /// The clusters the compressed data is in, where the file has all of it.
     fn admitted_extent(&self) -> Option<ClusterRange> {
         let L2Descriptor::Compressed(extent) = self.word.descriptor(self.geometry) else {
             return None;
         };
         let clusters = self.geometry.admit_extent(extent.offset, extent.bytes());
-        clusters.ok()
+        clusters
+            .ok()
+            .filter(|_| !self.geometry.is_extent_cut(extent.end()))
     }
 
     /// Compressed data that cannot be in the file.

@@ -114,6 +114,9 @@ fn loss(code: Code) -> &'static str {
         Code::L2EntryUnaligned => {
             "the clusters read as zeros, and those of the file that were meant may be freed with what is in them"
         }
+        Code::L2EntryWithoutOffset => {
+            "the guest goes on to see no data there, and the cluster that was meant may be freed with what is in it"
+        }
         Code::SubclusterWithoutCluster => {
             "the subclusters read as zeros, and the cluster that was meant may be freed with what is in it"
         }

@@ -204,6 +204,15 @@ impl Mender {
             Some(Err(Refusal::PastEnd)) => Some(Code::L2TablePastEnd),
             None | Some(Ok(_)) => None,
         };
+        let is_cut = |table| self.geometry.is_cut(table, self.geometry.cluster_bytes());
+        if broken.is_none() && entry.l2_table_offset().is_some_and(is_cut) {
+            self.settle(
+                Code::L2TablePastEnd,
+                Some(Obstacle::CutOff),
+                offset,
+                entry.0,
+            );
+        }
         let code = Code::L1EntryReservedBits;
         let has_reserved_bits = entry.reserved_bits() != 0;
         let Some(broken) = broken else {

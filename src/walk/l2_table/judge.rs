@@ -77,8 +77,9 @@ impl TableContext<'_> {
         if entry.word.reserved_bits() != 0 {
             notes.push(self.finding(Code::L2EntryReservedBits, entry));
         }
+        let mut is_refused = false;
         if self.rules.geometry.has_extended_l2() {
-            self.judge_subclusters(entry, notes);
+            is_refused = self.judge_subclusters(entry, notes);
         } else if self.rules.version == 2 && !entry.word.is_compressed() && entry.word.zero_flag() {
             notes.push(self.finding(Code::ZeroFlagInV2, entry));
         }
@@ -86,20 +87,22 @@ impl TableContext<'_> {
         if is_active && self.guest_cluster(entry) >= self.rules.virtual_clusters {
             notes.push(self.finding(Code::MappingPastVirtualSize, entry));
         }
-        if entry.word.is_compressed() {
-            self.judge_compressed(entry, notes)
-        } else {
-            self.judge_standard(entry, notes)
-        }
+        is_refused
+            | if entry.word.is_compressed() {
+                self.judge_compressed(entry, notes)
+            } else {
+                self.judge_standard(entry, notes)
+            }
     }
 
     fn judge_standard(&self, entry: Entry, notes: &mut Notes) -> bool {
         let Some(target) = self.rules.target(entry) else {
             // Offset 0 is a place in an external data file.
-            if entry.word.copied() && !self.rules.has_data_file {
+            let has_lost_offset = entry.word.copied() && !self.rules.has_data_file;
+            if has_lost_offset {
                 notes.push(self.finding(Code::L2EntryWithoutOffset, entry));
             }
-            return false;
+            return has_lost_offset;
         };
         match target {
             Target::Standard {
@@ -113,10 +116,7 @@ impl TableContext<'_> {
                 notes.push(self.finding(code, entry));
                 true
             }
-            Target::External { offset } => {
-                self.judge_external(entry, offset, notes);
-                false
-            }
+            Target::External { offset } => self.judge_external(entry, offset, notes),
             Target::Standard { copied, .. } => {
                 if copied && self.item.trees.active == 0 && self.rules.are_all_users_known {
                     notes.push(self.finding(Code::CopiedFlagInactive, entry));
@@ -127,9 +127,11 @@ impl TableContext<'_> {
         }
     }
 
-    fn judge_external(&self, entry: Entry, offset: HostOffset, notes: &mut Notes) {
+    fn judge_external(&self, entry: Entry, offset: HostOffset, notes: &mut Notes) -> bool {
         let guest = self.guest(entry);
-        if offset.0 != guest.start.0 {
+        // Then it may well be a cluster of this file.
+        let is_elsewhere = offset.0 != guest.start.0;
+        if is_elsewhere {
             notes.push(
                 self.finding(Code::DataFileOffsetMismatch, entry)
                     .detail("the data file offset should be the guest offset"),
@@ -148,6 +150,7 @@ impl TableContext<'_> {
                     .count(self.item.trees.active),
             );
         }
+        is_elsewhere
     }
 
     fn judge_compressed(&self, entry: Entry, notes: &mut Notes) -> bool {
@@ -162,29 +165,32 @@ impl TableContext<'_> {
             notes.push(self.finding(Code::CompressedWithSubclusters, entry));
             return true;
         }
-        if let Some(Target::Compressed {
-            clusters: Err(_), ..
-        }) = self.rules.target(entry)
-        {
+        let Some(Target::Compressed { extent, clusters }) = self.rules.target(entry) else {
+            return false;
+        };
+        let is_cut = clusters.is_err() || self.rules.geometry.is_extent_cut(extent.end());
+        if is_cut {
             notes.push(self.finding(Code::CompressedPastEnd, entry));
-            return true;
         }
-        false
+        is_cut
     }
 
-    fn judge_subclusters(&self, entry: Entry, notes: &mut Notes) {
+    /// The same for the bitmap of subclusters.
+    fn judge_subclusters(&self, entry: Entry, notes: &mut Notes) -> bool {
         if entry.word.is_compressed() {
-            return;
+            return false;
         }
         if entry.word.zero_flag() {
             notes.push(self.finding(Code::ExtendedL2ZeroFlag, entry));
         }
         let allocated = entry.bitmap.allocated();
         let has_cluster = self.rules.target(entry).is_some();
-        if !has_cluster && allocated != 0 {
+        let has_lost_cluster = !has_cluster && allocated != 0;
+        if has_lost_cluster {
             notes.push(self.finding(Code::SubclusterWithoutCluster, entry));
         } else if allocated & entry.bitmap.zero() != 0 {
             notes.push(self.finding(Code::SubclusterAllocatedAndZero, entry));
         }
+        has_lost_cluster
     }
 }
