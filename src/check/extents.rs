@@ -5,15 +5,19 @@
 //!
 //! An extent is counted in whole sectors, and the next one may begin in the sector it ends in. So an extent may only
 //! begin at or after the last sector of the one before it. Extents that follow one another in a table, as writers
-//! leave them, are kept as one run, so that only the runs have to be sorted.
+//! leave them, are kept as one run, so that only the runs have to be sorted. Where a run reaches into another, both may be
+//! sound: a small extent fits in the sector that two others share. There the tables are read once more, for the extents.
 
 use std::mem;
+use std::ops::Range;
 
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding};
 use crate::qcow2::{CompressedExtent, Geometry, HostOffset, Place, SECTOR_BYTES};
-use crate::walk::Notes;
-use crate::walk::l2_table::CHUNK;
+use crate::storage::Storage;
+use crate::walk::batch::{GroupVisitor, read_tables};
+use crate::walk::l2_table::{CHUNK, Rules, Target};
+use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// Runs kept in one image; beyond, overlaps are not looked for, and the coverage says so.
 const MAX_RUNS: usize = 1 << 24;
@@ -117,7 +121,90 @@ fn follows(before: u64, last_sector: u64, start: u64) -> bool {
 }
 
 /// Looks for overlaps among the extents of all groups.
-pub(super) fn judge_extents(geometry: Geometry, groups: Vec<Extents>, notes: &mut Notes) {
+pub(super) fn judge_extents<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    groups: Vec<Extents>,
+    notes: &mut Notes,
+) {
+    let runs = sorted(groups, notes);
+    let windows = windows(&runs);
+    if windows.is_empty() {
+        return;
+    }
+    let rules = Rules::new(walk);
+    let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
+        rules: &rules,
+        windows: &windows,
+        extents: Extents::new(true),
+        gap: None,
+    });
+    let mut extents = Vec::new();
+    for visitor in visitors {
+        notes.coverage.push_new_failure(visitor.gap);
+        extents.push(visitor.extents);
+    }
+    judge_exactly(walk.geometry, &sorted(extents, notes), notes);
+}
+
+/// Keeps the extents of tables that touch a window.
+struct Visitor<'a> {
+    rules: &'a Rules,
+    windows: &'a [Range<u64>],
+    extents: Extents,
+    gap: Option<Gap>,
+}
+
+impl GroupVisitor<L2Item> for Visitor<'_> {
+    const PASSES_OVER_ZEROS: bool = true;
+
+    fn visit(&mut self, item: &L2Item, bytes: &[u8]) {
+        self.rules.walk_table(item, bytes, None, |mapped| {
+            if let Target::Compressed {
+                extent,
+                clusters: Ok(_),
+            } = mapped.target
+                && is_in_window(self.windows, extent)
+            {
+                self.extents.push(extent, mapped.guest_cluster);
+            }
+        });
+    }
+
+    fn miss(&mut self, _item: &L2Item, gap: Gap) {
+        self.gap = Some(gap);
+    }
+}
+
+fn is_in_window(windows: &[Range<u64>], extent: CompressedExtent) -> bool {
+    let next = windows.partition_point(|window| window.end <= extent.offset.0);
+    windows
+        .get(next)
+        .is_some_and(|window| window.start < extent.end().0)
+}
+
+/// Where a run begins before another is over: the bytes that both cover, or that lie between their extents.
+fn windows(runs: &[Run]) -> Vec<Range<u64>> {
+    let mut windows: Vec<Range<u64>> = Vec::new();
+    let (mut last_touched, mut end) = (None, 0);
+    for run in runs {
+        let run_end = run.last_sector.saturating_add(SECTOR_BYTES);
+        if last_touched >= Some(run.start) {
+            let window = run.start & !(SECTOR_BYTES - 1)..run_end.min(end);
+            match windows.last_mut().filter(|last| window.start <= last.end) {
+                Some(last) => last.end = last.end.max(window.end),
+                None => windows.push(window),
+            }
+        }
+        let touched = run.last_start.max(run.last_sector.saturating_sub(1));
+        last_touched = last_touched.max(Some(touched));
+        end = end.max(run_end);
+    }
+    windows
+}
+
+/// The runs of all groups in the order of the file; none where they are too many.
+fn sorted(groups: Vec<Extents>, notes: &mut Notes) -> Vec<Run> {
     let total: usize = groups.iter().map(|group| group.runs.len()).sum();
     if total > MAX_RUNS {
         notes.gap(Gap {
@@ -125,7 +212,7 @@ pub(super) fn judge_extents(geometry: Geometry, groups: Vec<Extents>, notes: &mu
             kind: GapKind::WorkLimit,
             detail: format!("{total} runs of compressed data are too many to look for overlaps"),
         });
-        return;
+        return Vec::new();
     }
     let mut runs: Vec<Run> = groups
         .into_iter()
@@ -134,16 +221,23 @@ pub(super) fn judge_extents(geometry: Geometry, groups: Vec<Extents>, notes: &mu
     runs.sort_unstable();
     // The same extent for the same guest cluster is a snapshot's share in it.
     runs.dedup();
+    runs
+}
+
+/// Looks for overlaps among runs of one extent each.
+fn judge_exactly(geometry: Geometry, extents: &[Run], notes: &mut Notes) {
     let mut widest: Option<Run> = None;
-    for run in runs {
-        if let Some(before) = widest
-            && (run.start < before.last_sector || run.start == before.last_start)
-        {
-            notes.push(overlap(geometry, before, run));
+    let mut previous: Option<Run> = None;
+    for &extent in extents {
+        let reaches_in = widest.filter(|before| extent.start < before.last_sector);
+        let same = previous.filter(|before| extent.start == before.start);
+        if let Some(before) = reaches_in.or(same) {
+            notes.push(overlap(geometry, before, extent));
         }
-        if widest.is_none_or(|before| run.last_sector >= before.last_sector) {
-            widest = Some(run);
+        if widest.is_none_or(|before| extent.last_sector >= before.last_sector) {
+            widest = Some(extent);
         }
+        previous = Some(extent);
     }
 }
 
@@ -183,7 +277,18 @@ mod tests {
             group.push(CompressedExtent { offset, sectors }, guest_cluster);
         }
         let mut notes = Notes::default();
-        judge_extents(geometry(), vec![group], &mut notes);
+        let runs = sorted(vec![group], &mut notes);
+        // As the second look finds them.
+        let windows = windows(&runs);
+        let mut exact = Extents::new(true);
+        for &(offset, sectors, guest_cluster) in extents {
+            let offset = HostOffset(offset);
+            let extent = CompressedExtent { offset, sectors };
+            if is_in_window(&windows, extent) {
+                exact.push(extent, guest_cluster);
+            }
+        }
+        judge_exactly(geometry(), &sorted(vec![exact], &mut notes), &mut notes);
         notes.findings.total_of(Code::CompressedExtentOverlap).count
     }
 
@@ -195,6 +300,20 @@ mod tests {
         );
         assert_eq!(overlaps(&[(0, 2, 0), (511, 2, 1)], false), 1);
         assert_eq!(overlaps(&[(0, 4, 0), (512, 1, 9)], false), 1);
+    }
+
+    #[test]
+    fn small_extents_between_others_overlap_none_of_them() {
+        assert_eq!(overlaps(&[(0, 2, 0), (700, 2, 1), (600, 1, 7)], false), 0);
+        // Two runs of three extents each, one as the other.
+        let small = [0, 100, 200, 0, 100, 200].map(|offset| (offset, 1));
+        let guests = [0, 1, 2, 75, 76, 77];
+        let twice: Vec<_> = small
+            .iter()
+            .zip(guests)
+            .map(|(&(at, n), guest)| (at, n, guest))
+            .collect();
+        assert_eq!(overlaps(&twice, false), 3);
     }
 
     #[test]

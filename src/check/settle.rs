@@ -72,7 +72,7 @@ pub(super) fn settle<S: Storage>(
         extents.push(visitor.extents);
         notes.append(visitor.notes);
     }
-    judge_extents(walk.geometry, extents, notes);
+    judge_extents(walk, survey, extents, notes);
     Settled {
         last_cluster: last.into_inner(),
         truncated_clusters: truncated.into_inner(),
