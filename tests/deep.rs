@@ -460,6 +460,35 @@ fn compressed_by_qemu(dir: &Path, cluster_bits: u32, kind: &str) -> Vec<u8> {
     fs::read(dir.join("disk.qcow2")).expect("an image")
 }
 
+/// Small clusters share sectors, and threads write them in any order.
+#[test]
+fn what_many_threads_of_qemu_img_compress_is_clean() {
+    if qemu::tools().is_none() {
+        return;
+    }
+    let dir = TempDir::new().expect("a directory");
+    let mut random = Random::new(SEED);
+    let mut raw = vec![0; 64 << 20];
+    for cluster in raw.chunks_mut(64 << 10) {
+        let length = [3, 20, 200, 2000][usize::try_from(random.below(4)).unwrap_or(0)];
+        for byte in &mut cluster[..length] {
+            *byte = random.next_u64().to_be_bytes()[0];
+        }
+    }
+    fs::write(dir.path().join("disk.raw"), raw).expect("a disk can be written");
+    let flags = ["-c", "-W", "-m", "16"];
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .args(flags);
+    command.args(["disk.raw", "disk.qcow2"]).current_dir(&dir);
+    assert!(command.status().expect("qemu-img can be run").success());
+    let image = fs::read(dir.path().join("disk.qcow2")).expect("an image");
+    let check = deep(image.as_slice());
+    assert_eq!(check.verdict, Verdict::Clean, "{:?}", check.findings);
+    assert_eq!(check.statistics.compressed_clusters, 1024);
+}
+
 /// The guest clusters qemu-io cannot read.
 fn unreadable_for_qemu(dir: &Path, bytes: &[u8], cluster_bits: u32) -> BTreeSet<u64> {
     fs::write(dir.join("bad.qcow2"), bytes).expect("an image can be written");
