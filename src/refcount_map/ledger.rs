@@ -299,7 +299,7 @@ impl<'a> Entry<'a> {
     }
 
     /// Enters the counts above one among those of the 64 clusters from `first` on, a multiple of 64.
-    pub(crate) fn owe_larger(&mut self, first: HostCluster, counts: &[u64; 64]) {
+    pub(crate) fn owe_larger(&mut self, first: HostCluster, counts: &[u16; 64]) {
         let (index, slot) = locate(first);
         let Some(region) = self.region(index) else {
             return;
