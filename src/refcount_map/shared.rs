@@ -65,7 +65,9 @@ pub(super) struct Payments {
 struct Shares {
     of: Payments,
     sum: u64,
-    /// The code of the cluster before.
+    /// The clusters before this slot were added.
+    next: usize,
+    /// The code of the last of them.
     last: u64,
 }
 
@@ -158,8 +160,11 @@ impl Shared {
     pub(super) fn owing_words(&self) -> impl Iterator<Item = u64> {
         let counts = self.owed.chunks(64 / LANES).enumerate();
         counts.map(|(index, counts)| {
-            // Most often nothing was ever owed on any of the 64.
-            if counts.iter().all(|lanes| lanes.load(Relaxed) == 0) {
+            // Most often nothing is left owed on any of the 64.
+            let any = counts
+                .iter()
+                .fold(0, |any, lanes| any | lanes.load(Relaxed));
+            if any & (LOWEST * COUNT) == 0 {
                 return 0;
             }
             word_where(index, |slot| self.owed(slot) != 0)
@@ -178,33 +183,32 @@ impl Shared {
     /// Takes payments; returns the bits of the clusters on which less was owed.
     pub(super) fn pay(&self, payments: Payments) -> u64 {
         let mut shares = Shares::new(payments);
-        let mut failed = 0;
-        let first_slot = payments.slot / 64 * 64;
-        let words = self.owed.iter().skip(first_slot / LANES);
-        for (part, word) in (0..64).step_by(LANES).zip(words) {
-            let bits = (payments.mask >> part) & 0xff;
-            let slot = first_slot + part;
-            if bits != 0 {
-                let chosen = spread(bits);
-                let lowered = word.fetch_update(Relaxed, Relaxed, |owed| {
-                    let lowering = Lowering::new(owed, chosen, payments.weight);
-                    Some((owed - lowering.payable * payments.weight) | (lowering.narrow * TOUCHED))
-                });
-                let before = lowered.unwrap_or_else(|owed| owed);
-                let lowering = Lowering::new(before, chosen, payments.weight);
+        let (mut failed, mut rest) = (0, payments.mask);
+        while rest != 0 {
+            let part = rest.trailing_zeros() / 8 * 8;
+            let bits = (rest >> part) & 0xff;
+            rest &= !(0xff << part);
+            let slot = payments.slot / 64 * 64 + part as usize;
+            let Some(word) = self.owed.get(slot / LANES) else {
+                continue;
+            };
+            let chosen = spread(bits);
+            let mut lowering = Lowering::default();
+            let lowered = word.fetch_update(Relaxed, Relaxed, |owed| {
+                lowering = Lowering::new(owed, chosen, payments.weight);
+                Some((owed - lowering.payable * payments.weight) | (lowering.narrow * TOUCHED))
+            });
+            let before = lowered.unwrap_or_else(|owed| owed);
+            let untouched = lowering.narrow & !(before >> 7);
+            let credits = before & (untouched * COUNT);
+            shares.add(slot, (lowering.narrow * TOUCHED) | credits);
+            if lowering.payable != chosen {
                 failed |= gather(lowering.narrow & !lowering.payable) << part;
-                let untouched = lowering.narrow & !(before >> 7);
-                let credits = before & (untouched * COUNT);
-                shares.add(slot, (lowering.narrow * TOUCHED) | credits);
                 let wide = gather(chosen & !lowering.narrow);
-                if wide != 0 {
-                    failed |= self.pay_wide(slot, wide, &mut shares) << part;
-                }
-            } else if shares.last != 0 {
-                shares.add(slot, 0);
+                failed |= self.pay_wide(slot, wide, &mut shares) << part;
             }
         }
-        let sum = shares.finish(first_slot + 64);
+        let sum = shares.finish();
         if sum != 0 {
             self.identities.fetch_add(sum, Relaxed);
         }
@@ -265,13 +269,21 @@ fn word_where(word: usize, is_set: impl Fn(usize) -> bool) -> u64 {
 
 impl Shares {
     fn new(of: Payments) -> Self {
-        let (sum, last) = (0, 0);
-        Self { of, sum, last }
+        let (sum, next, last) = (0, 0, 0);
+        Self {
+            of,
+            sum,
+            next,
+            last,
+        }
     }
 
     /// Adds the payments for eight clusters from `slot` on. A byte of `codes` is one's: zero if it is not paid for, otherwise
     /// its highest bit and what was owed to the first payer, zero to those after it.
     fn add(&mut self, slot: usize, codes: u64) {
+        if slot != self.next {
+            self.end_run();
+        }
         let before = codes << 8 | self.last;
         let mut changes = codes ^ before;
         while changes != 0 {
@@ -280,7 +292,14 @@ impl Shares {
             self.step(slot + lane as usize, before, code);
             changes &= !(0xff << (8 * lane));
         }
+        self.next = slot + LANES;
         self.last = codes >> 56;
+    }
+
+    /// Nothing is paid for the next cluster.
+    fn end_run(&mut self) {
+        self.step(self.next, self.last, 0);
+        self.last = 0;
     }
 
     /// From `slot` on, codes are others.
@@ -300,10 +319,10 @@ impl Shares {
     /// Adds a payment for one cluster beside the others.
     fn add_one(&mut self, slot: usize, credit: u64) {
         let number = self
-            .row_number(slot)
-            .wrapping_sub(self.row_number(slot + 1));
+            .row_number(slot + 1)
+            .wrapping_sub(self.row_number(slot));
         let share = self.share(credit).wrapping_mul(number);
-        self.sum = self.sum.wrapping_sub(share);
+        self.sum = self.sum.wrapping_add(share);
     }
 
     /// What a payer adds who was owed this much: nothing is owed to those after the first.
@@ -315,9 +334,9 @@ impl Shares {
         credit.wrapping_sub(self.of.weight)
     }
 
-    /// All clusters before `end` were added: what they change in the sum of the region.
-    fn finish(mut self, end: usize) -> u64 {
-        self.step(end, self.last, 0);
+    /// What the payments change in the sum of the region.
+    fn finish(mut self) -> u64 {
+        self.end_run();
         if self.sum == 0 {
             return 0;
         }
@@ -333,7 +352,7 @@ impl Shares {
             .wrapping_mul(scramble(scramble(kind ^ self.of.key)))
     }
 
-    /// A cluster's number is this one less that of the next.
+    /// A cluster's number is that of the next less this one.
     fn row_number(&self, slot: usize) -> u64 {
         scramble(slot as u64 ^ !self.of.key)
     }
@@ -359,7 +378,7 @@ fn gather(ones: u64) -> u64 {
 }
 
 /// What becomes of the chosen lanes of a word, a one for each.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Lowering {
     /// Those whose counter is not a wide one.
     narrow: u64,

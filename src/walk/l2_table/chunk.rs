@@ -15,8 +15,8 @@ pub(super) struct Chunk {
     pub(super) bitmaps: [u64; CHUNK],
     /// All bits of words and bitmaps together.
     pub(super) any: u64,
-    /// A subcluster is both allocated and zero.
-    pub(super) has_contradiction: bool,
+    /// A subcluster is both allocated and zero, or an entry has subclusters and nothing else.
+    pub(super) has_odd_subclusters: bool,
 }
 
 /// One entry, and where it is.
@@ -34,7 +34,7 @@ pub(super) fn for_each_chunk(geometry: Geometry, bytes: &[u8], mut each: impl Fn
         words: [0; CHUNK],
         bitmaps: [0; CHUNK],
         any: 0,
-        has_contradiction: false,
+        has_odd_subclusters: false,
     };
     if geometry.has_extended_l2() {
         for pairs in bytes.chunks(CHUNK * 16) {
@@ -69,17 +69,49 @@ impl Entry {
 impl Chunk {
     /// Reads extended entries; those that are missing from the last chunk are zero.
     fn read_pairs(&mut self, pairs: &[u8]) {
-        let (mut any, mut contradictions) = (0, 0);
+        let (mut any, mut contradictions, mut has_bare) = (0, 0, false);
         let mut from = words(pairs);
         for (word, bitmap) in self.words.iter_mut().zip(&mut self.bitmaps) {
             *word = from.next().unwrap_or(0);
             *bitmap = from.next().unwrap_or(0);
             let subclusters = SubclusterBitmap(*bitmap);
             any |= *word | *bitmap;
+            has_bare |= (*word == 0) & (*bitmap != 0);
             contradictions |= subclusters.allocated() & subclusters.zero();
         }
         self.any = any;
-        self.has_contradiction = contradictions != 0;
+        self.has_odd_subclusters = has_bare || contradictions != 0;
+    }
+
+    /// The words that are not empty, and those whose host cluster follows that of the word before with the same flags, a bit
+    /// for each.
+    pub(super) fn used_and_following(&self, cluster_bytes: u64) -> (u64, u64) {
+        // Eight words apart, so that each step does the same to all eight. The highest bit of `marked` is that of any number
+        // but zero.
+        let (mut used, mut differing) = ([0; 8], [0; 8]);
+        let mut expected = [0; 8];
+        let mut before = 0;
+        for (row, words) in (0..).zip(self.words.as_chunks::<8>().0) {
+            let marked = |number: u64| (number | number.wrapping_neg()) >> 63 << (8 * row);
+            let [most @ .., last] = words;
+            expected[0] = before;
+            expected[1..].copy_from_slice(most);
+            before = *last;
+            for (used, word) in used.iter_mut().zip(words) {
+                *used |= marked(*word);
+            }
+            for ((differing, word), before) in differing.iter_mut().zip(words).zip(&expected) {
+                *differing |= marked(word ^ before.wrapping_add(cluster_bytes));
+            }
+        }
+        let together = |columns: [u64; 8]| {
+            (0..)
+                .zip(columns)
+                .fold(0, |all, (shift, column)| all | column << shift)
+        };
+        let used = together(used);
+        // An empty entry follows nothing and is followed by nothing.
+        (used, !together(differing) & used & (used << 1))
     }
 
     /// One of its entries, counted from its first.
