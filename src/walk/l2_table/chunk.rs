@@ -86,32 +86,14 @@ impl Chunk {
     /// The words that are not empty, and those whose host cluster follows that of the word before with the same flags, a bit
     /// for each.
     pub(super) fn used_and_following(&self, cluster_bytes: u64) -> (u64, u64) {
-        // Eight words apart, so that each step does the same to all eight. The highest bit of `marked` is that of any number
-        // but zero.
-        let (mut used, mut differing) = ([0; 8], [0; 8]);
-        let mut expected = [0; 8];
-        let mut before = 0;
-        for (row, words) in (0..).zip(self.words.as_chunks::<8>().0) {
-            let marked = |number: u64| (number | number.wrapping_neg()) >> 63 << (8 * row);
-            let [most @ .., last] = words;
-            expected[0] = before;
-            expected[1..].copy_from_slice(most);
-            before = *last;
-            for (used, word) in used.iter_mut().zip(words) {
-                *used |= marked(*word);
-            }
-            for ((differing, word), before) in differing.iter_mut().zip(words).zip(&expected) {
-                *differing |= marked(word ^ before.wrapping_add(cluster_bytes));
-            }
+        let (mut used, mut following, mut next) = (0, 0, 0);
+        for &word in self.words.iter().rev() {
+            used = used << 1 | u64::from(word != 0);
+            following = following << 1 | u64::from(word.wrapping_add(cluster_bytes) == next);
+            next = word;
         }
-        let together = |columns: [u64; 8]| {
-            (0..)
-                .zip(columns)
-                .fold(0, |all, (shift, column)| all | column << shift)
-        };
-        let used = together(used);
         // An empty entry follows nothing and is followed by nothing.
-        (used, !together(differing) & used & (used << 1))
+        (used, (following << 1) & used & (used << 1))
     }
 
     /// One of its entries, counted from its first.
