@@ -63,3 +63,31 @@ impl<'a> CompressedReferences<'a> {
         self.ledger.pay_for_compressed(self.first, counts);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refcount_map::{ClusterSet, Ledger};
+
+    #[test]
+    fn references_that_one_byte_cannot_count_are_all_paid() {
+        for (weight, extents) in [(1, 126), (1, 127), (1, 1000), (40, 3), (40, 4), (130, 2)] {
+            let ledger = Ledger::of(0..u64::MAX, u64::MAX, ClusterSet::new());
+            let mut counts = [0; 64];
+            let references = u16::try_from(weight * extents).expect("small");
+            (counts[7], counts[8]) = (references, references + 1);
+            ledger.entry().owe_larger(HostCluster(0), &counts);
+            let directory = ledger.directory();
+            let mut compressed = CompressedReferences::new(&directory, weight);
+            for cluster in [7, 8] {
+                for _ in 0..extents {
+                    compressed.add(HostCluster(cluster));
+                }
+            }
+            compressed.pay();
+            let owed = [7, 8].map(|cluster| ledger.owed(HostCluster(cluster)));
+            assert_eq!(owed, [0, 1], "{extents} extents, each {weight} times");
+            assert!(ledger.suspects().is_empty());
+        }
+    }
+}

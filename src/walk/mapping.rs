@@ -426,3 +426,52 @@ fn walk_entry<S: Storage>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(cluster: u64, l1_index: u64, snapshot: Option<u32>) -> L2Item {
+        L2Item {
+            cluster: HostCluster(cluster),
+            l1_index,
+            trees: Trees {
+                active: u64::from(snapshot.is_none()),
+                snapshots: u64::from(snapshot.is_some()),
+                first_snapshot: snapshot,
+            },
+            active_copied: u64::from(snapshot.is_none()),
+            is_shared_across_ranges: false,
+        }
+    }
+
+    #[test]
+    fn tables_named_in_any_order_are_each_found_once_with_all_who_name_them() {
+        const TABLES: u64 = 4 * FEW_TABLES as u64 + 1;
+        let mut found = Found::default();
+        for snapshot in [None, Some(7), Some(3), Some(5)] {
+            for l1_index in 0..TABLES {
+                // Another order in each tree.
+                let place = l1_index * (2 * u64::from(snapshot.unwrap_or(0)) + 2) % TABLES;
+                found.name(item(place, place, snapshot));
+            }
+        }
+        found.name(item(9, 10, Some(1)));
+        found.merge();
+        assert!(found.tables.capacity() < 5 * found.tables.len());
+        for (cluster, table) in (0..).zip(&found.tables) {
+            let odd = u64::from(cluster == 9);
+            let expected = L2Item {
+                trees: Trees {
+                    active: 1,
+                    snapshots: 3 + odd,
+                    first_snapshot: Some(if odd == 1 { 1 } else { 3 }),
+                },
+                is_shared_across_ranges: odd == 1,
+                ..item(cluster, cluster, None)
+            };
+            assert_eq!(*table, expected);
+        }
+        assert_eq!(found.tables.len() as u64, TABLES);
+    }
+}
