@@ -360,7 +360,7 @@ impl Rules {
 impl TableContext<'_> {
     /// A chunk that is one run from its first entry to its last.
     fn whole_run(&self, chunk: &Chunk) -> Option<Run> {
-        if !self.may_be_plain || chunk.has_odd_subclusters {
+        if !self.may_be_plain || chunk.has_contradiction {
             return None;
         }
         let step = self.rules.geometry.cluster_bytes();
@@ -381,7 +381,10 @@ impl TableContext<'_> {
     /// Which entries of a chunk are what, if it is nothing but ordinary and empty ones.
     fn ordinary(&self, chunk: &Chunk) -> Option<Ordinary> {
         let is_compressed = L2Entry(chunk.words[0]).is_compressed();
-        if !self.may_be_plain || chunk.has_odd_subclusters || is_compressed {
+        if !self.may_be_plain || chunk.has_contradiction || is_compressed {
+            return None;
+        }
+        if self.rules.geometry.has_extended_l2() && chunk.has_bare_subclusters() {
             return None;
         }
         let step = self.rules.geometry.cluster_bytes();

@@ -15,8 +15,8 @@ pub(super) struct Chunk {
     pub(super) bitmaps: [u64; CHUNK],
     /// All bits of words and bitmaps together.
     pub(super) any: u64,
-    /// A subcluster is both allocated and zero, or an entry has subclusters and nothing else.
-    pub(super) has_odd_subclusters: bool,
+    /// A subcluster is both allocated and zero.
+    pub(super) has_contradiction: bool,
 }
 
 /// One entry, and where it is.
@@ -34,7 +34,7 @@ pub(super) fn for_each_chunk(geometry: Geometry, bytes: &[u8], mut each: impl Fn
         words: [0; CHUNK],
         bitmaps: [0; CHUNK],
         any: 0,
-        has_odd_subclusters: false,
+        has_contradiction: false,
     };
     if geometry.has_extended_l2() {
         for pairs in bytes.chunks(CHUNK * 16) {
@@ -69,18 +69,23 @@ impl Entry {
 impl Chunk {
     /// Reads extended entries; those that are missing from the last chunk are zero.
     fn read_pairs(&mut self, pairs: &[u8]) {
-        let (mut any, mut contradictions, mut has_bare) = (0, 0, false);
+        let (mut any, mut contradictions) = (0, 0);
         let mut from = words(pairs);
         for (word, bitmap) in self.words.iter_mut().zip(&mut self.bitmaps) {
             *word = from.next().unwrap_or(0);
             *bitmap = from.next().unwrap_or(0);
             let subclusters = SubclusterBitmap(*bitmap);
             any |= *word | *bitmap;
-            has_bare |= (*word == 0) & (*bitmap != 0);
             contradictions |= subclusters.allocated() & subclusters.zero();
         }
         self.any = any;
-        self.has_odd_subclusters = has_bare || contradictions != 0;
+        self.has_contradiction = contradictions != 0;
+    }
+
+    /// Whether an entry has subclusters and nothing else.
+    pub(super) fn has_bare_subclusters(&self) -> bool {
+        let mut entries = self.words.iter().zip(&self.bitmaps);
+        entries.any(|(word, bitmap)| *word == 0 && *bitmap != 0)
     }
 
     /// The words that are not empty, and those whose host cluster follows that of the word before with the same flags, a bit
