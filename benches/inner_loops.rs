@@ -135,7 +135,13 @@ fn decode_refcounts(bencher: Bencher<'_, '_>, order: u32) {
     bencher.bench_local(|| {
         let mut sum = 0_u64;
         for counts in counts_by_64(black_box(&block), order) {
-            let larger = counts.larger.map_or(0, |counts| counts.iter().sum());
+            let larger = counts
+                .larger
+                .iter()
+                .flatten()
+                .copied()
+                .map(u64::from)
+                .sum::<u64>();
             sum = sum.wrapping_add(counts.ones ^ larger);
         }
         sum

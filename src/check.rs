@@ -11,6 +11,7 @@
 
 mod claimed;
 mod compare;
+mod compressed_references;
 mod differences;
 mod digest;
 mod extents;

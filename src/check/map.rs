@@ -237,12 +237,7 @@ impl GroupVisitor<RefcountBlockItem> for Visitor<'_> {
         let in_file = self.file_clusters.saturating_sub(first).div_ceil(64);
         let counts = counts.take(usize::try_from(in_file).unwrap_or(usize::MAX));
         for (start, counts) in (first..).step_by(64).zip(counts) {
-            let larger = counts.larger.iter().flatten();
-            let used = (0..64)
-                .zip(larger)
-                .filter(|(_, count)| **count > 0)
-                .fold(counts.ones, |used, (bit, _)| used | 1 << bit);
-            self.add(start, used);
+            self.add(start, counts.used);
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Statistics;
 use super::claimed::for_each_claimed;
+use super::compressed_references::CompressedReferences;
 use super::extents::{Extents, judge_extents};
 use crate::coverage::Gap;
 use crate::progress::Phase;
@@ -108,16 +109,16 @@ impl GroupVisitor<L2Item> for Visitor<'_> {
         let mut notes = mem::take(&mut self.notes);
         let mut payer = Payer {
             item,
-            visitor: self,
             last: item.cluster.0,
             run: FragmentationRun::default(),
-            compressed: CompressedReferences::NONE,
+            compressed: CompressedReferences::new(self.ledger, item.weight()),
+            visitor: self,
         };
         payer
             .visitor
             .rules
             .walk_runs(item, bytes, Some(&mut notes), &mut payer);
-        payer.pay_for_compressed();
+        payer.compressed.pay();
         let Payer { last, run, .. } = payer;
         self.notes = notes;
         self.last.fetch_max(last, Relaxed);
@@ -138,26 +139,7 @@ struct Payer<'a, 'b> {
     /// The last cluster referred to.
     last: u64,
     run: FragmentationRun,
-    compressed: CompressedReferences,
-}
-
-/// References of compressed data that are not yet paid: its extents mostly follow one another.
-struct CompressedReferences {
-    cluster: HostCluster,
-    /// Those to this cluster.
-    count: u64,
-    /// Those to clusters before it, a byte for each of the eight that begin here.
-    first: HostCluster,
-    counts: u64,
-}
-
-impl CompressedReferences {
-    const NONE: Self = Self {
-        cluster: HostCluster(0),
-        count: 0,
-        first: HostCluster(0),
-        counts: 0,
-    };
+    compressed: CompressedReferences<'b>,
 }
 
 impl Payer<'_, '_> {
@@ -169,46 +151,9 @@ impl Payer<'_, '_> {
     ) {
         self.visitor.extents.push(extent, guest_cluster);
         for cluster in clusters.clusters() {
-            self.refer_to_compressed(cluster);
+            self.compressed.add(cluster);
         }
         self.last = self.last.max(clusters.end().saturating_sub(1));
-    }
-
-    #[inline]
-    fn refer_to_compressed(&mut self, cluster: HostCluster) {
-        if self.compressed.cluster != cluster {
-            self.leave_compressed_cluster();
-            self.compressed.cluster = cluster;
-        }
-        self.compressed.count += self.item.weight();
-    }
-
-    #[inline]
-    fn leave_compressed_cluster(&mut self) {
-        let CompressedReferences { cluster, count, .. } = self.compressed;
-        let first = HostCluster(cluster.0 - cluster.0 % 8);
-        let shift = 8 * (cluster.0 % 8);
-        let owing = &mut self.compressed;
-        owing.count = 0;
-        if owing.first != first || owing.counts >> shift & 0xff != 0 {
-            let counts = mem::take(&mut owing.counts);
-            let before = mem::replace(&mut owing.first, first);
-            self.visitor.ledger.pay_for_compressed(before, counts);
-        }
-        if count <= Directory::MAX_BYTE {
-            self.compressed.counts |= count << shift;
-        } else {
-            self.visitor
-                .ledger
-                .pay(cluster, Payment::for_compressed(count));
-        }
-    }
-
-    fn pay_for_compressed(&mut self) {
-        self.leave_compressed_cluster();
-        let CompressedReferences { first, counts, .. } = self.compressed;
-        self.visitor.ledger.pay_for_compressed(first, counts);
-        self.compressed = CompressedReferences::NONE;
     }
 
     fn payment(&self, identity: Identity, copied: bool) -> Payment {
@@ -267,9 +212,9 @@ impl Entries for Payer<'_, '_> {
         for extent in extents {
             let first = geometry.cluster_at(extent.offset);
             let last = geometry.cluster_at(extent.last_sector_offset());
-            self.refer_to_compressed(first);
+            self.compressed.add(first);
             for cluster in first.0 + 1..=last.0 {
-                self.refer_to_compressed(HostCluster(cluster));
+                self.compressed.add(HostCluster(cluster));
             }
             furthest = furthest.max(last.0);
         }

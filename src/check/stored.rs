@@ -45,16 +45,14 @@ impl GroupVisitor<RefcountBlockItem> for Visitor<'_> {
         let mut last = 0;
         for (start, counts) in (first..).step_by(64).zip(counts_by_64(bytes, order)) {
             entry.owe_ones(HostCluster(start), counts.ones);
-            let mut used = counts.ones;
             if let Some(larger) = counts.larger {
                 entry.owe_larger(HostCluster(start), &larger);
-                let set = (0..).zip(&larger).filter(|(_, count)| **count > 0);
-                used = set.fold(0, |used, (bit, _)| used | 1 << bit);
             }
             let in_file = file_clusters.saturating_sub(start).min(64);
-            used &= u64::MAX
-                .checked_shr(64 - u32::try_from(in_file).unwrap_or(64))
-                .unwrap_or(0);
+            let used = counts.used
+                & u64::MAX
+                    .checked_shr(64 - u32::try_from(in_file).unwrap_or(64))
+                    .unwrap_or(0);
             if used != 0 {
                 last = start + u64::from(used.ilog2());
             }

@@ -37,9 +37,28 @@ pub(crate) const fn bits(low: u32, high: u32) -> u64 {
     (u64::MAX >> (63 - high)) & (u64::MAX << low)
 }
 
+/// 64 bytes of zero or one as bits, the first byte's the lowest.
+pub(crate) fn flag_bits(flags: &[u8; 64]) -> u64 {
+    // The product has each byte's lowest bit in its highest byte, where the first one is the lowest.
+    let bits_of_eight = |word: u64| word.wrapping_mul(0x8040_2010_0804_0201) >> 56;
+    (0..).zip(words(flags)).fold(0, |all, (byte, word)| {
+        all | bits_of_eight(word) << (8 * byte)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_flag_has_its_bit() {
+        for seed in [0, 1, 1 << 63, u64::MAX, 0x8000_0000_0180_0001] {
+            for bits in (0..64).map(|shift| u64::rotate_left(seed, shift)) {
+                let flags = std::array::from_fn(|bit| u8::from(bits >> bit & 1 != 0));
+                assert_eq!(flag_bits(&flags), bits, "{bits:#x}");
+            }
+        }
+    }
 
     #[test]
     fn reads_past_the_end_are_none() {

@@ -8,7 +8,7 @@
 //! Comes in: words and blocks. Goes out: offsets and counts. Never here: what a count should be.
 
 use super::HostOffset;
-use super::bytes::{bits, words};
+use super::bytes::{bits, flag_bits};
 
 const RESERVED: u64 = bits(0, 8);
 const OFFSET: u64 = bits(9, 63);
@@ -109,10 +109,12 @@ pub fn put_bits(bytes: &mut [u8], mask: u64, value: u64) {
 /// 64 counts of a refcount block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts64 {
+    /// The bits of the counts that are not zero.
+    pub used: u64,
     /// The bits of the counts that are one.
     pub ones: u64,
-    /// All counts, where any of them is larger than one.
-    pub larger: Option<[u64; 64]>,
+    /// All counts, where any of them is larger than one; the largest number stands for itself and all beyond.
+    pub larger: Option<[u16; 64]>,
 }
 
 /// A refcount block of counts of `1 << order` bits, 64 counts at a time; every block is a multiple of that.
@@ -124,18 +126,26 @@ pub fn counts_by_64(block: &[u8], order: u32) -> impl Iterator<Item = Counts64> 
     block.chunks_exact(8 << order).map(move |bytes| {
         if bytes == ones {
             return Counts64 {
+                used: u64::MAX,
                 ones: u64::MAX,
                 larger: None,
             };
         }
-        match order {
-            0 => count_64::<0>(bytes),
-            1 => count_64::<1>(bytes),
-            2 => count_64::<2>(bytes),
-            3 => count_64::<3>(bytes),
-            4 => count_64::<4>(bytes),
-            5 => count_64::<5>(bytes),
-            _ => count_64::<6>(bytes),
+        let counts = match order {
+            0 => narrow_counts::<0>(bytes),
+            1 => narrow_counts::<1>(bytes),
+            2 => narrow_counts::<2>(bytes),
+            3 => wide_counts::<1>(bytes),
+            4 => wide_counts::<2>(bytes),
+            5 => wide_counts::<4>(bytes),
+            _ => wide_counts::<8>(bytes),
+        };
+        let used = flag_bits(&counts.map(|count| u8::from(count != 0)));
+        let ones = flag_bits(&counts.map(|count| u8::from(count == 1)));
+        Counts64 {
+            used,
+            ones,
+            larger: (used != ones).then_some(counts),
         }
     })
 }
@@ -172,30 +182,28 @@ fn all_ones(order: u32) -> &'static [u8] {
         .unwrap_or_default()
 }
 
-fn count_64<const ORDER: u32>(bytes: &[u8]) -> Counts64 {
-    let width = 1_u32 << ORDER;
-    let per_word = 64 / width;
-    let mask = u64::MAX >> (64 - width);
+/// 64 counts of less than a byte, which start at the lowest bits of the first byte.
+fn narrow_counts<const ORDER: u32>(bytes: &[u8]) -> [u16; 64] {
+    let (width, per_byte) = (1 << ORDER, 8 >> ORDER);
     let mut counts = [0; 64];
-    for (counts, mut word) in counts.chunks_exact_mut(64 / (1 << ORDER)).zip(words(bytes)) {
-        if ORDER < 3 {
-            word = word.swap_bytes();
-        }
-        for (slot, count) in (0..per_word).zip(counts) {
-            // Narrow counts start at the lowest bits of the first byte, wide ones are big-endian.
-            let place = if ORDER < 3 { slot } else { per_word - 1 - slot };
-            *count = (word >> (place * width)) & mask;
+    for (counts, &byte) in counts.chunks_exact_mut(per_byte).zip(bytes) {
+        for (slot, count) in (0..).zip(counts) {
+            *count = u16::from(byte >> (slot * width)) & (u16::MAX >> (16 - width));
         }
     }
-    let (mut ones, mut any) = (0, 0);
-    for (bit, &count) in (0_u64..).zip(&counts) {
-        ones |= u64::from(count == 1) << bit;
-        any |= count;
+    counts
+}
+
+/// 64 counts of so many bytes each, which are big-endian.
+fn wide_counts<const BYTES: usize>(bytes: &[u8]) -> [u16; 64] {
+    let mut counts = [0; 64];
+    for (count, bytes) in counts.iter_mut().zip(bytes.as_chunks::<BYTES>().0) {
+        let value = bytes
+            .iter()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte));
+        *count = u16::try_from(value).unwrap_or(u16::MAX);
     }
-    Counts64 {
-        ones,
-        larger: (any > 1).then_some(counts),
-    }
+    counts
 }
 
 #[cfg(test)]
@@ -282,7 +290,20 @@ mod tests {
                         chunk.larger.is_some(),
                         counts.iter().any(|&count| count > 1)
                     );
-                    assert!(chunk.larger.is_none_or(|larger| larger.to_vec() == counts));
+                    let used = counts
+                        .iter()
+                        .rev()
+                        .fold(0, |used, &count| used << 1 | u64::from(count != 0));
+                    assert_eq!(chunk.used, used, "order {order}, chunk {index}");
+                    let counts = counts
+                        .iter()
+                        .map(|&count| u16::try_from(count).unwrap_or(u16::MAX));
+                    assert!(
+                        chunk
+                            .larger
+                            .is_none_or(|larger| larger.into_iter().eq(counts)),
+                        "order {order}, chunk {index}"
+                    );
                 }
             }
         }

@@ -53,7 +53,11 @@ impl Plane {
     }
 
     pub(super) fn word(&self, index: usize) -> u64 {
-        self.words.get(index).map_or(0, |word| word.load(Relaxed))
+        self.shared_word(index).map_or(0, |word| word.load(Relaxed))
+    }
+
+    pub(super) fn shared_word(&self, index: usize) -> Option<&AtomicU64> {
+        self.words.get(index)
     }
 
     pub(super) fn is_empty(&self) -> bool {

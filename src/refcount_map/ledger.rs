@@ -12,7 +12,6 @@
 //! clusters with one operation; a payment of one cluster is a run of one.
 
 use std::hash::{BuildHasher, RandomState};
-use std::hint::black_box;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -299,7 +298,7 @@ impl<'a> Entry<'a> {
     }
 
     /// Enters the counts above one among those of the 64 clusters from `first` on, a multiple of 64.
-    pub(crate) fn owe_larger(&mut self, first: HostCluster, counts: &[u64; 64]) {
+    pub(crate) fn owe_larger(&mut self, first: HostCluster, counts: &[u16; 64]) {
         let (index, slot) = locate(first);
         let Some(region) = self.region(index) else {
             return;
@@ -404,22 +403,22 @@ impl Directory<'_> {
     /// Pays one reference off each of up to 64 clusters that lie far apart, for guest clusters that follow one another;
     /// cluster 0 stands for none. COPIED flags are set, or not judged.
     pub(crate) fn pay_scattered(&self, clusters: &[HostCluster; 64], payment: Payment) {
-        // Payments have to wait for one another, looks do not: this brings what they touch into the cache all at once.
-        let seen = clusters.iter().fold(0, |seen, &cluster| {
+        static NOTHING_OWED: AtomicU64 = AtomicU64::new(0);
+        let words = clusters.map(|cluster| {
             let (index, slot) = locate(cluster);
-            seen ^ self
-                .region(index)
-                .map_or(0, |region| region.one.word(slot / 64))
+            let region = self.region(index);
+            let word = region.and_then(|region| region.one.shared_word(slot / 64));
+            word.unwrap_or(&NOTHING_OWED)
         });
-        black_box(seen);
-        for (distance, &cluster) in (0..).zip(clusters).filter(|(_, cluster)| cluster.0 != 0) {
-            let (index, slot) = locate(cluster);
-            let is_paid = self
-                .region(index)
-                .is_some_and(|region| region.one.clear_word(slot / 64, 1 << (slot % 64)) != 0);
-            if !is_paid {
-                self.pay(cluster, payment.after(distance));
+        // Payments have to wait for one another, looks do not: this brings what they touch into the cache all at once.
+        let seen = words.map(|word| word.load(Relaxed));
+        let places = clusters.iter().zip(words).zip(seen);
+        for (distance, ((&cluster, word), seen)) in (0..).zip(places) {
+            let bit = 1 << (cluster.0 % 64);
+            if cluster.0 == 0 || seen & bit != 0 && word.fetch_and(!bit, Relaxed) & bit != 0 {
+                continue;
             }
+            self.pay(cluster, payment.after(distance));
         }
     }
 

@@ -5,16 +5,21 @@
 //! identities are beyond doubt. Never here: a count of one, a COPIED flag.
 //!
 //! A count takes 8 bits, and 16 more only in regions where one needs them. Identities are not kept, only a sum for the
-//! whole region: a cluster's first payer adds what the payers after it must take away again if they are who it is. Each
-//! cluster and identity has a number of its own for this, made with a key nobody can know beforehand. Where the sum is
-//! zero at the end, all is well, but for a chance of one in 2^64; where it is not, the region's shared clusters are
-//! suspects, and counted exactly.
+//! whole region: a cluster's first payer adds what the payers after it must take away again if they are who it is. What
+//! each adds is counted in products of two numbers, one of the cluster and one of the identity, made with a key nobody can
+//! know beforehand. Where the sum is zero at the end, all is well, but for a chance of less than one in 2^40; where it is
+//! not, the region's shared clusters are suspects, and counted exactly.
+//!
+//! Guest clusters in a run have one number, that of their distance from their host clusters, and the numbers of host
+//! clusters are the differences of a row of numbers. So a run adds two products, however long it is, for each stretch of it
+//! on which equally much is owed.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use super::cluster_set::WORDS;
 use super::{Identity, REGION_CLUSTERS};
+use crate::qcow2::words;
 
 /// Counts that share a word.
 const LANES: usize = 8;
@@ -56,11 +61,14 @@ pub(super) struct Payments {
     pub(super) key: u64,
 }
 
-/// What was owed on one cluster when it was paid for.
-#[derive(Clone, Copy)]
-struct Payable {
-    owed: u64,
-    is_first: bool,
+/// What payments add to the sum of identities, in units of the number of theirs.
+struct Shares {
+    of: Payments,
+    sum: u64,
+    /// The clusters before this slot were added.
+    next: usize,
+    /// The code of the last of them.
+    last: u64,
 }
 
 impl Shared {
@@ -80,32 +88,34 @@ impl Shared {
 
     /// Enters the counts above one among those of 64 clusters, whose first is at `slot`, once; returns the bits of the
     /// clusters whose counts are too large to be kept.
-    pub(super) fn owe(&self, slot: usize, counts: &[u64; 64]) -> u64 {
-        let mut refused = 0;
-        let words = self.owed.iter().skip(slot / LANES);
-        for (index, (word, counts)) in words.zip(counts.chunks_exact(LANES)).enumerate() {
-            let mut lanes = 0;
-            for (lane, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 1) {
-                let bit = index * LANES + lane;
-                if count >= COUNT && !self.owe_wide(slot + bit, count) {
-                    refused |= 1 << bit;
-                }
-                lanes |= count.min(COUNT) << (8 * lane);
-            }
-            word.store(lanes, Relaxed);
+    pub(super) fn owe(&self, slot: usize, counts: &[u16; 64]) -> u64 {
+        let largest = u8::try_from(COUNT).unwrap_or(0);
+        let lanes = counts.map(|count| match count {
+            1 => 0,
+            count => u8::try_from(count).unwrap_or(largest).min(largest),
+        });
+        let kept = self.owed.iter().skip(slot / LANES);
+        for (word, lanes) in kept.zip(words(&lanes)) {
+            // The first count is the lowest byte.
+            word.store(lanes.swap_bytes(), Relaxed);
         }
-        refused
+        if !lanes.contains(&largest) {
+            return 0;
+        }
+        let wide = (0..)
+            .zip(counts)
+            .filter(|(_, count)| u64::from(**count) >= COUNT);
+        wide.fold(0, |refused, (bit, &count)| {
+            refused | u64::from(!self.owe_wide(slot + bit, count)) << bit
+        })
     }
 
-    fn owe_wide(&self, slot: usize, count: u64) -> bool {
+    fn owe_wide(&self, slot: usize, count: u16) -> bool {
         let wide = self
             .wide
             .get_or_init(|| (0..REGION_CLUSTERS).map(|_| AtomicU16::new(0)).collect());
-        let count = u16::try_from(count)
-            .ok()
-            .filter(|&count| count <= WIDE_COUNT);
-        match (wide.get(slot), count) {
-            (Some(counter), Some(count)) => {
+        match wide.get(slot) {
+            Some(counter) if count <= WIDE_COUNT => {
                 counter.store(count, Relaxed);
                 true
             }
@@ -150,8 +160,11 @@ impl Shared {
     pub(super) fn owing_words(&self) -> impl Iterator<Item = u64> {
         let counts = self.owed.chunks(64 / LANES).enumerate();
         counts.map(|(index, counts)| {
-            // Most often nothing was ever owed on any of the 64.
-            if counts.iter().all(|lanes| lanes.load(Relaxed) == 0) {
+            // Most often nothing is left owed on any of the 64.
+            let any = counts
+                .iter()
+                .fold(0, |any, lanes| any | lanes.load(Relaxed));
+            if any & (LOWEST * COUNT) == 0 {
                 return 0;
             }
             word_where(index, |slot| self.owed(slot) != 0)
@@ -169,20 +182,33 @@ impl Shared {
 
     /// Takes payments; returns the bits of the clusters on which less was owed.
     pub(super) fn pay(&self, payments: Payments) -> u64 {
-        if payments.mask.is_power_of_two() {
-            return self.pay_one(payments);
-        }
-        let (mut failed, mut sum, mut rest) = (0, 0_u64, payments.mask);
+        let mut shares = Shares::new(payments);
+        let (mut failed, mut rest) = (0, payments.mask);
         while rest != 0 {
             let part = rest.trailing_zeros() / 8 * 8;
             let bits = (rest >> part) & 0xff;
             rest &= !(0xff << part);
-            let first_slot = payments.slot / 64 * 64 + part as usize;
-            for (lane, payable) in self.lower(first_slot, bits, payments.weight) {
-                failed |= u64::from(payable.owed < payments.weight) << lane << part;
-                sum = sum.wrapping_add(payments.difference(first_slot + lane, payable));
+            let slot = payments.slot / 64 * 64 + part as usize;
+            let Some(word) = self.owed.get(slot / LANES) else {
+                continue;
+            };
+            let chosen = spread(bits);
+            let mut lowering = Lowering::default();
+            let lowered = word.fetch_update(Relaxed, Relaxed, |owed| {
+                lowering = Lowering::new(owed, chosen, payments.weight);
+                Some((owed - lowering.payable * payments.weight) | (lowering.narrow * TOUCHED))
+            });
+            let before = lowered.unwrap_or_else(|owed| owed);
+            let untouched = lowering.narrow & !(before >> 7);
+            let credits = before & (untouched * COUNT);
+            shares.add(slot, (lowering.narrow * TOUCHED) | credits);
+            if lowering.payable != chosen {
+                failed |= gather(lowering.narrow & !lowering.payable) << part;
+                let wide = gather(chosen & !lowering.narrow);
+                failed |= self.pay_wide(slot, wide, &mut shares) << part;
             }
         }
+        let sum = shares.finish();
         if sum != 0 {
             self.identities.fetch_add(sum, Relaxed);
         }
@@ -204,89 +230,27 @@ impl Shared {
         paid.is_ok()
     }
 
-    /// Takes a payment for one cluster, as `pay` does for many.
-    fn pay_one(&self, payments: Payments) -> u64 {
-        let slot = payments.slot / 64 * 64 + payments.mask.trailing_zeros() as usize;
-        let shift = 8 * (slot % LANES);
-        let Some(word) = self.owed.get(slot / LANES) else {
-            return payments.mask;
-        };
-        let lowered = word.fetch_update(Relaxed, Relaxed, |owed| {
-            let lane = (owed >> shift) & COUNT;
-            let paid = if lane < COUNT && lane >= payments.weight {
-                payments.weight
-            } else {
-                0
-            };
-            let touched = if lane < COUNT { TOUCHED << shift } else { 0 };
-            Some((owed - (paid << shift)) | touched)
-        });
-        let before = lowered.unwrap_or_else(|owed| owed) >> shift;
-        let payable = if before & COUNT == COUNT {
-            self.lower_wide(slot, payments.weight)
-        } else {
-            Payable {
-                owed: before & COUNT,
-                is_first: before & TOUCHED == 0,
-            }
-        };
-        let difference = payments.difference(slot, payable);
-        if difference != 0 {
-            self.identities.fetch_add(difference, Relaxed);
-        }
-        if payable.owed < payments.weight {
-            payments.mask
-        } else {
-            0
-        }
-    }
-
-    /// Lowers the lanes of one word whose bits are set, where enough is owed; tells what was owed on each.
-    fn lower(
-        &self,
-        first_slot: usize,
-        bits: u64,
-        weight: u64,
-    ) -> impl Iterator<Item = (usize, Payable)> {
-        let chosen = spread(bits);
-        let before = self.owed.get(first_slot / LANES).map(|word| {
-            let lowered = word.fetch_update(Relaxed, Relaxed, |owed| {
-                Some(lower_all(owed, chosen, weight))
+    /// Takes payments from wide counters, those of the eight from `slot` on whose bits are set.
+    fn pay_wide(&self, slot: usize, bits: u64, shares: &mut Shares) -> u64 {
+        let weight = shares.of.weight;
+        let chosen = (0..LANES).filter(|lane| bits >> lane & 1 != 0);
+        chosen.fold(0, |failed, lane| {
+            let counter = self.wide.get().and_then(|wide| wide.get(slot + lane));
+            let before = counter.map_or(0, |counter| {
+                let lowered = counter.fetch_update(Relaxed, Relaxed, |before| {
+                    let owed = before & WIDE_COUNT;
+                    let left = u16::try_from(weight)
+                        .ok()
+                        .and_then(|weight| owed.checked_sub(weight));
+                    Some(left.unwrap_or(owed) | WIDE_TOUCHED)
+                });
+                lowered.unwrap_or_else(|before| before)
             });
-            lowered.unwrap_or_else(|owed| owed)
-        });
-        let lanes = (0..LANES).filter(move |lane| bits >> lane & 1 != 0);
-        lanes
-            .zip(std::iter::repeat(before.unwrap_or(0)))
-            .map(move |(lane, before)| {
-                let before = before >> (8 * lane);
-                if before & COUNT == COUNT {
-                    return (lane, self.lower_wide(first_slot + lane, weight));
-                }
-                let payable = Payable {
-                    owed: before & COUNT,
-                    is_first: before & TOUCHED == 0,
-                };
-                (lane, payable)
-            })
-    }
-
-    fn lower_wide(&self, slot: usize, weight: u64) -> Payable {
-        let counter = self.wide.get().and_then(|wide| wide.get(slot));
-        let before = counter.map_or(0, |counter| {
-            let lowered = counter.fetch_update(Relaxed, Relaxed, |before| {
-                let owed = before & WIDE_COUNT;
-                let left = u16::try_from(weight)
-                    .ok()
-                    .and_then(|weight| owed.checked_sub(weight));
-                Some(left.unwrap_or(owed) | WIDE_TOUCHED)
-            });
-            lowered.unwrap_or_else(|before| before)
-        });
-        Payable {
-            owed: u64::from(before & WIDE_COUNT),
-            is_first: before & WIDE_TOUCHED == 0,
-        }
+            let owed = u64::from(before & WIDE_COUNT);
+            let is_first = before & WIDE_TOUCHED == 0;
+            shares.add_one(slot + lane, if is_first { owed } else { 0 });
+            failed | u64::from(owed < weight) << lane
+        })
     }
 }
 
@@ -303,29 +267,94 @@ fn word_where(word: usize, is_set: impl Fn(usize) -> bool) -> u64 {
     })
 }
 
-impl Payments {
-    /// What one payment changes in the sum of the identities.
-    fn difference(&self, slot: usize, payable: Payable) -> u64 {
-        let share = if payable.is_first {
-            payable.owed.wrapping_sub(self.weight)
-        } else {
-            self.weight.wrapping_neg()
-        };
-        if share == 0 {
+impl Shares {
+    fn new(of: Payments) -> Self {
+        let (sum, next, last) = (0, 0, 0);
+        Self {
+            of,
+            sum,
+            next,
+            last,
+        }
+    }
+
+    /// Adds the payments for eight clusters from `slot` on. A byte of `codes` is one's: zero if it is not paid for, otherwise
+    /// its highest bit and what was owed to the first payer, zero to those after it.
+    fn add(&mut self, slot: usize, codes: u64) {
+        if slot != self.next {
+            self.end_run();
+        }
+        let before = codes << 8 | self.last;
+        let mut changes = codes ^ before;
+        while changes != 0 {
+            let lane = changes.trailing_zeros() / 8;
+            let [before, code] = [before, codes].map(|codes| codes >> (8 * lane) & 0xff);
+            self.step(slot + lane as usize, before, code);
+            changes &= !(0xff << (8 * lane));
+        }
+        self.next = slot + LANES;
+        self.last = codes >> 56;
+    }
+
+    /// Nothing is paid for the next cluster.
+    fn end_run(&mut self) {
+        self.step(self.next, self.last, 0);
+        self.last = 0;
+    }
+
+    /// From `slot` on, codes are others.
+    fn step(&mut self, slot: usize, before: u64, code: u64) {
+        let [before, share] = [before, code].map(|code| match code {
+            0 => 0,
+            code => self.share(code & COUNT),
+        });
+        let share = before.wrapping_sub(share);
+        if share != 0 {
+            self.sum = self
+                .sum
+                .wrapping_add(share.wrapping_mul(self.row_number(slot)));
+        }
+    }
+
+    /// Adds a payment for one cluster beside the others.
+    fn add_one(&mut self, slot: usize, credit: u64) {
+        let number = self
+            .row_number(slot + 1)
+            .wrapping_sub(self.row_number(slot));
+        let share = self.share(credit).wrapping_mul(number);
+        self.sum = self.sum.wrapping_add(share);
+    }
+
+    /// What a payer adds who was owed this much: nothing is owed to those after the first.
+    fn share(&self, credit: u64) -> u64 {
+        // A structure shares with nobody, not even another structure: nothing is ever taken away again.
+        if credit == 0 && self.of.identity == Identity::Metadata {
+            return self.of.weight;
+        }
+        credit.wrapping_sub(self.of.weight)
+    }
+
+    /// What the payments change in the sum of the region.
+    fn finish(mut self) -> u64 {
+        self.end_run();
+        if self.sum == 0 {
             return 0;
         }
-        // A structure shares with nobody, not even another structure: the second one is none of the first's kind.
-        let kind = match self.identity {
-            Identity::Metadata => u64::from(payable.is_first),
-            Identity::Compressed => 2,
+        let kind = match self.of.identity {
+            Identity::Metadata => 0,
+            Identity::Compressed => 1,
             Identity::Guest(cluster) => {
-                let distance = (slot as u64).wrapping_sub(self.slot as u64);
-                cluster.wrapping_add(distance).wrapping_add(3)
+                let distance = cluster.wrapping_sub(self.of.slot as u64);
+                distance.wrapping_add(REGION_CLUSTERS + 2)
             }
         };
-        share.wrapping_mul(scramble(
-            scramble(kind ^ self.key).wrapping_add(slot as u64),
-        ))
+        self.sum
+            .wrapping_mul(scramble(scramble(kind ^ self.of.key)))
+    }
+
+    /// A cluster's number is that of the next less this one.
+    fn row_number(&self, slot: usize) -> u64 {
+        scramble(slot as u64 ^ !self.of.key)
     }
 }
 
@@ -343,15 +372,27 @@ fn spread(bits: u64) -> u64 {
     ((own + LOWEST * COUNT) >> 7) & LOWEST
 }
 
-/// Marks the chosen lanes as touched, and takes `weight` from those that owe as much.
-fn lower_all(owed: u64, chosen: u64, weight: u64) -> u64 {
-    let is_wide = ((owed & (LOWEST * COUNT)) + LOWEST) >> 7;
-    let narrow = chosen & !is_wide;
-    if weight >= COUNT {
-        return owed | (narrow * TOUCHED);
+/// One bit for each lane that has a one.
+fn gather(ones: u64) -> u64 {
+    ones.wrapping_mul(0x0102_0408_1020_4080) >> 56
+}
+
+/// What becomes of the chosen lanes of a word, a one for each.
+#[derive(Clone, Copy, Default)]
+struct Lowering {
+    /// Those whose counter is not a wide one.
+    narrow: u64,
+    /// Those of them that owe enough.
+    payable: u64,
+}
+
+impl Lowering {
+    fn new(owed: u64, chosen: u64, weight: u64) -> Self {
+        let is_wide = ((owed & (LOWEST * COUNT)) + LOWEST) >> 7;
+        let narrow = chosen & !is_wide;
+        // With its highest bit set no lane borrows from the next, and keeps that bit if it owes enough.
+        let left = (owed | (LOWEST * TOUCHED)) - narrow * weight.min(COUNT);
+        let payable = narrow & (left >> 7);
+        Self { narrow, payable }
     }
-    // With its highest bit set no lane borrows from the next, and keeps that bit if it owes enough.
-    let left = (owed | (LOWEST * TOUCHED)) - narrow * weight;
-    let payable = narrow & (left >> 7);
-    (owed - payable * weight) | (narrow * TOUCHED)
 }

@@ -193,6 +193,21 @@ struct Ordinary {
     following: u64,
 }
 
+impl Ordinary {
+    fn is_scattered(self) -> bool {
+        self.following.count_ones() < SCATTERED
+    }
+}
+
+/// The places of the bits that are set.
+fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = (bits != 0).then(|| bits.trailing_zeros())?;
+        bits &= bits - 1;
+        Some(at as usize)
+    })
+}
+
 /// How many of a table's entries are what.
 #[derive(Default)]
 struct TableTally {
@@ -286,9 +301,8 @@ impl Rules {
             }
             if let Some(ordinary) = context.ordinary(chunk) {
                 tally.used += u64::from(ordinary.used.count_ones());
-                let is_scattered = ordinary.following.count_ones() < SCATTERED;
                 let guest_cluster = context.first_guest_cluster + chunk.index;
-                if !is_scattered || !entries.scattered(guest_cluster, &chunk.words) {
+                if !ordinary.is_scattered() || !entries.scattered(guest_cluster, &chunk.words) {
                     context.tell_runs(chunk, ordinary, entries);
                 }
                 return;
@@ -350,64 +364,68 @@ impl TableContext<'_> {
             return None;
         }
         let step = self.rules.geometry.cluster_bytes();
-        let first = chunk.words[0];
+        let [first, .., last] = chunk.words;
+        // Mostly the ends tell.
+        if last.wrapping_sub(first) != step * (CHUNK as u64 - 1) {
+            return None;
+        }
         let (mut expected, mut differences) = (first, 0);
         for &word in &chunk.words {
             differences |= word ^ expected;
             expected = expected.wrapping_add(step);
         }
-        let last = expected.wrapping_sub(step);
         let is_run = differences == 0 && self.is_ordinary(first) && self.is_ordinary(last);
         is_run.then(|| self.run(chunk.index, first, CHUNK as u64))
     }
 
     /// Which entries of a chunk are what, if it is nothing but ordinary and empty ones.
     fn ordinary(&self, chunk: &Chunk) -> Option<Ordinary> {
-        let may_be_copied = if self.is_active { L2Entry::COPIED } else { 0 };
         let is_compressed = L2Entry(chunk.words[0]).is_compressed();
         if !self.may_be_plain || chunk.has_contradiction || is_compressed {
             return None;
         }
+        if self.rules.geometry.has_extended_l2() && chunk.has_bare_subclusters() {
+            return None;
+        }
+        let step = self.rules.geometry.cluster_bytes();
+        let (used, following) = chunk.used_and_following(step);
+        let ordinary = Ordinary { used, following };
+        let are_ordinary = if ordinary.is_scattered() {
+            self.are_ordinary_or_empty(&chunk.words)
+        } else {
+            // What is between the ends of a run is as they are.
+            let ends = used & (!following | !(following >> 1));
+            bits_of(ends).all(|at| {
+                chunk
+                    .words
+                    .get(at)
+                    .is_some_and(|word| self.is_ordinary(*word))
+            })
+        };
+        are_ordinary.then_some(ordinary)
+    }
+
+    fn are_ordinary_or_empty(&self, words: &[u64; CHUNK]) -> bool {
+        let may_be_copied = if self.is_active { L2Entry::COPIED } else { 0 };
         let last = self.rules.geometry.file_bytes().min(i64::MAX as u64);
         // What vectors can gather, as they cannot compare: the highest bit of `remarks` is that of any difference below zero,
         // where an offset lies beyond the file, or is none though the entry is not empty.
         let (mut odd, mut remarks) = (0, 0);
-        for (&word, &bitmap) in chunk.words.iter().zip(&chunk.bitmaps) {
+        for &word in words {
             let offset = word & !may_be_copied;
-            let content = word | bitmap;
-            let is_bare = offset.wrapping_sub(1) & (content | content.wrapping_neg());
+            let is_bare = offset.wrapping_sub(1) & (word | word.wrapping_neg());
             odd |= offset;
             remarks |= last.wrapping_sub(1).wrapping_sub(offset) | is_bare;
         }
-        if odd & (self.rules.odd_bits | L2Entry::COPIED) != 0 || remarks >> 63 != 0 {
-            return None;
-        }
-        let step = self.rules.geometry.cluster_bytes();
-        let (mut used, mut following, mut expected) = (0, 0, 0);
-        for (byte, words) in chunk.words.as_chunks::<8>().0.iter().enumerate() {
-            let (mut used_here, mut following_here) = (0, 0);
-            for (bit, &word) in words.iter().enumerate() {
-                used_here |= u64::from(word != 0) << bit;
-                following_here |= u64::from(word == expected) << bit;
-                expected = word.wrapping_add(step);
-            }
-            used |= used_here << (8 * byte);
-            following |= following_here << (8 * byte);
-        }
-        // An empty entry is followed by nothing.
-        let following = following & used & (used << 1);
-        Some(Ordinary { used, following })
+        odd & (self.rules.odd_bits | L2Entry::COPIED) == 0 && remarks >> 63 == 0
     }
 
     /// Tells the runs of a chunk of ordinary entries.
     fn tell_runs(&self, chunk: &Chunk, ordinary: Ordinary, entries: &mut impl Entries) {
-        let mut starts = ordinary.used & !ordinary.following;
-        while starts != 0 {
-            let at = starts.trailing_zeros();
+        for at in bits_of(ordinary.used & !ordinary.following) {
             let count = 1 + u64::from((ordinary.following >> at >> 1).trailing_ones());
-            starts &= starts - 1;
-            if let Some(&word) = chunk.words.get(at as usize) {
-                entries.run(self.run(chunk.index + u64::from(at), word, count));
+            if let Some(&word) = chunk.words.get(at) {
+                entries.run(self.run(chunk.index + at as u64, word, count));
             }
         }
     }

@@ -20,6 +20,8 @@ const MAX_L1_ENTRIES_WALKED: u64 = 1 << 28;
 /// Of those, entries that tables lying over one another may have together, beyond twice the entries there are. Sound tables
 /// have places of their own.
 const MAX_L1_ENTRIES_OVERLAPPING: u64 = 1 << 24;
+/// L2 tables that are not worth to be told apart from one another before all are known.
+const FEW_TABLES: usize = 1 << 12;
 /// L2 tables past the end of the file that are remembered, to tell a truncation by.
 const MAX_LOST_TABLES: usize = 1 << 16;
 
@@ -88,8 +90,37 @@ impl Budget {
 /// What the L1 entries name.
 #[derive(Default)]
 struct Found {
-    tables: BTreeMap<HostCluster, L2Item>,
+    /// The first so many are distinct and in order. Of the others each is one entry's.
+    tables: Vec<L2Item>,
+    distinct: usize,
     lost: BTreeSet<HostCluster>,
+}
+
+impl Found {
+    fn name(&mut self, item: L2Item) {
+        self.tables.push(item);
+        // Once there are twice as many: then it is cheap, and never takes much more room than the distinct ones.
+        if self.tables.len() >= 2 * self.distinct.max(FEW_TABLES) {
+            self.merge();
+        }
+    }
+
+    /// Leaves each table once.
+    fn merge(&mut self) {
+        // Of those alike the first to come stays the first.
+        self.tables.sort_by_key(|item| item.cluster);
+        self.tables.dedup_by(|later, item| {
+            let is_same = later.cluster == item.cluster;
+            if is_same {
+                item.is_shared_across_ranges |=
+                    later.is_shared_across_ranges || later.l1_index != item.l1_index;
+                add_users(&mut item.trees, later.trees);
+                item.active_copied += later.active_copied;
+            }
+            is_same
+        });
+        self.distinct = self.tables.len();
+    }
 }
 
 /// Walks the active L1 table and each distinct snapshot L1 table.
@@ -108,7 +139,9 @@ pub(super) fn walk_l1_tables<S: Storage>(
             break;
         }
     }
-    survey.l2_tables = found.tables.into_values().collect();
+    found.merge();
+    found.tables.shrink_to_fit();
+    survey.l2_tables = found.tables;
     survey.lost_l2_tables = found.lost;
     judge_shared_tables(walk, survey, notes);
 }
@@ -383,16 +416,62 @@ fn walk_entry<S: Storage>(
                     format!("the part past the end of an L2 table at {offset} reads as zero")
                 });
             }
-            let item = found.tables.entry(cluster).or_insert(L2Item {
+            found.name(L2Item {
                 cluster,
                 l1_index: index,
-                trees: Trees::default(),
-                active_copied: 0,
+                trees: table.trees,
+                active_copied: u64::from(entry.copied()) * table.trees.active,
                 is_shared_across_ranges: false,
             });
-            item.is_shared_across_ranges |= item.l1_index != index;
-            add_users(&mut item.trees, table.trees);
-            item.active_copied += u64::from(entry.copied()) * table.trees.active;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(cluster: u64, l1_index: u64, snapshot: Option<u32>) -> L2Item {
+        L2Item {
+            cluster: HostCluster(cluster),
+            l1_index,
+            trees: Trees {
+                active: u64::from(snapshot.is_none()),
+                snapshots: u64::from(snapshot.is_some()),
+                first_snapshot: snapshot,
+            },
+            active_copied: u64::from(snapshot.is_none()),
+            is_shared_across_ranges: false,
+        }
+    }
+
+    #[test]
+    fn tables_named_in_any_order_are_each_found_once_with_all_who_name_them() {
+        const TABLES: u64 = 4 * FEW_TABLES as u64 + 1;
+        let mut found = Found::default();
+        for snapshot in [None, Some(7), Some(3), Some(5)] {
+            for l1_index in 0..TABLES {
+                // Another order in each tree.
+                let place = l1_index * (2 * u64::from(snapshot.unwrap_or(0)) + 2) % TABLES;
+                found.name(item(place, place, snapshot));
+            }
+        }
+        found.name(item(9, 10, Some(1)));
+        found.merge();
+        assert!(found.tables.capacity() < 5 * found.tables.len());
+        for (cluster, table) in (0..).zip(&found.tables) {
+            let odd = u64::from(cluster == 9);
+            let expected = L2Item {
+                trees: Trees {
+                    active: 1,
+                    snapshots: 3 + odd,
+                    first_snapshot: Some(if odd == 1 { 1 } else { 3 }),
+                },
+                is_shared_across_ranges: odd == 1,
+                ..item(cluster, cluster, None)
+            };
+            assert_eq!(*table, expected);
+        }
+        assert_eq!(found.tables.len() as u64, TABLES);
     }
 }

@@ -20,7 +20,8 @@ fn enter(ledger: &Ledger, first: u64, counts: &[u64; 64]) {
         .fold(0, |ones, (bit, &count)| ones | u64::from(count == 1) << bit);
     let mut entry = ledger.entry();
     entry.owe_ones(HostCluster(first), ones);
-    entry.owe_larger(HostCluster(first), counts);
+    let counts = counts.map(|count| u16::try_from(count).unwrap_or(u16::MAX));
+    entry.owe_larger(HostCluster(first), &counts);
 }
 
 fn pay(ledger: &Ledger, weight: u64, identity: Identity, flag: CopiedFlag) {

@@ -82,6 +82,25 @@ impl Chunk {
         self.has_contradiction = contradictions != 0;
     }
 
+    /// Whether an entry has subclusters and nothing else.
+    pub(super) fn has_bare_subclusters(&self) -> bool {
+        let mut entries = self.words.iter().zip(&self.bitmaps);
+        entries.any(|(word, bitmap)| *word == 0 && *bitmap != 0)
+    }
+
+    /// The words that are not empty, and those whose host cluster follows that of the word before with the same flags, a bit
+    /// for each.
+    pub(super) fn used_and_following(&self, cluster_bytes: u64) -> (u64, u64) {
+        let (mut used, mut following, mut next) = (0, 0, 0);
+        for &word in self.words.iter().rev() {
+            used = used << 1 | u64::from(word != 0);
+            following = following << 1 | u64::from(word.wrapping_add(cluster_bytes) == next);
+            next = word;
+        }
+        // An empty entry follows nothing and is followed by nothing.
+        (used, (following << 1) & used & (used << 1))
+    }
+
     /// One of its entries, counted from its first.
     pub(super) fn entry(&self, at: u64) -> Option<Entry> {
         let slot = usize::try_from(at).ok()?;
