@@ -60,12 +60,12 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
         if examination.walk.progress.is_stopped() {
             break;
         }
-        let (Some(first), Some(last)) = (sectors.first(), sectors.last()) else {
+        let (Some(first), Some(end)) = (sectors.first(), sectors.last()) else {
             continue;
         };
         let unused = examination
             .unused_clusters(of_clusters(first))
-            .take_while(|cluster| cluster.0 / per_sector <= *last)
+            .take_while(|cluster| cluster.0 / per_sector <= *end)
             .filter(|cluster| sectors.binary_search(&(cluster.0 / per_sector)).is_ok());
         for cluster in unused {
             let start = geometry.offset_of(cluster).0;

@@ -39,6 +39,9 @@ const AUTOCLEAR_FEATURES_OFFSET: u64 = 88;
 /// A directory larger than this is not written over another.
 const MAX_DIRECTORY_BYTES_IN_PLACE: u64 = 1 << 20;
 
+/// Why nothing is done about bitmaps of which not all were walked.
+const CUT_SHORT: &str = "the bitmap tables are together longer than what is walked";
+
 /// Findings this pass may do something about.
 const CODES: [Code; 10] = [
     Code::BitmapsExtensionMalformed,
@@ -295,9 +298,7 @@ impl<S: Storage> Repair<'_, '_, S> {
             Err(_) => Directory::default(),
         };
         if directory.is_cut_short {
-            return Ok(Err(
-                "the bitmap tables are together longer than what is walked".to_owned(),
-            ));
+            return Ok(Err(CUT_SHORT.to_owned()));
         }
         if !is_live {
             let is_sound = directory.listed.iter().all(|bitmap| bitmap.is_sound);
