@@ -24,6 +24,7 @@ mod stored;
 mod verdict;
 mod witness;
 
+pub(crate) use claimed::stretches;
 pub(crate) use differences::{Difference, Differences};
 pub use digest::metadata_digest;
 pub use map::{ClusterUse, HostMap, MapCell, check_and_map};

@@ -22,6 +22,7 @@ mod changes;
 mod draft;
 mod entries;
 mod evidence;
+mod holes;
 mod notes;
 mod overlaps;
 mod refcounts;

@@ -34,6 +34,7 @@
 //! | `answers` | `owner` and `explain` |
 //! | `footprint` | what a run opens, and leaves untouched |
 //! | `hostile` | images made to cost as much as can be: memory, time, output, growth |
+//! | `hostile_repairs` | images made to cost a repair, or a deep read, more than what is stored gives reason for |
 //! | `isolated` | threads that read images have given up their rights |
 
 #![expect(
@@ -54,6 +55,7 @@ mod documents;
 mod exit_codes;
 mod footprint;
 mod hostile;
+mod hostile_repairs;
 mod interruption;
 mod isolated;
 mod locks;

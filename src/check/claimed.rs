@@ -40,7 +40,7 @@ fn are_told_singly(claims: impl Iterator<Item = ClusterRange>) -> bool {
 }
 
 /// Stretches that the same number of ranges cover, in order.
-fn stretches(
+pub(crate) fn stretches(
     ranges: impl Iterator<Item = ClusterRange> + Clone,
 ) -> impl Iterator<Item = (ClusterRange, u64)> {
     let mut starts: Vec<u64> = ranges.clone().map(|range| range.start.0).collect();

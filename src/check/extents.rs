@@ -10,6 +10,8 @@
 
 use std::mem;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding};
@@ -21,6 +23,9 @@ use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// Runs kept in one image; beyond, overlaps are not looked for, and the coverage says so.
 const MAX_RUNS: usize = 1 << 24;
+
+/// Runs of a group after which the others are told of them.
+const TOLD_TOGETHER: usize = 1 << 12;
 
 /// Extents of consecutive guest clusters that follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,18 +42,36 @@ struct Run {
     last_start: u64,
 }
 
+/// How many runs all groups together keep; once they are too many, none is kept any more.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RunsKept(Arc<AtomicUsize>);
+
+impl RunsKept {
+    fn are_too_many(&self) -> bool {
+        self.0.load(Relaxed) > MAX_RUNS
+    }
+}
+
 /// The extents of a group of tables.
 #[derive(Clone, Debug)]
 pub(super) struct Extents {
     runs: Vec<Run>,
+    /// How many runs there were, kept or not.
+    total: usize,
+    /// How many of them `all_kept` has been told of.
+    told: usize,
+    all_kept: RunsKept,
     /// Tables of different snapshots repeat each other's extents, so each extent stays a run of its own.
     is_shared: bool,
 }
 
 impl Extents {
-    pub(super) fn new(is_shared: bool) -> Self {
+    pub(super) fn new(is_shared: bool, all_kept: &RunsKept) -> Self {
         Self {
             runs: Vec::new(),
+            total: 0,
+            told: 0,
+            all_kept: all_kept.clone(),
             is_shared,
         }
     }
@@ -92,7 +115,22 @@ impl Extents {
             last.count += run.count;
             return;
         }
+        if self.total - self.told >= TOLD_TOGETHER {
+            self.tell();
+        }
+        self.total += 1;
         self.runs.push(run);
+    }
+
+    /// Tells the other groups of its runs; where all have too many, they are dropped but for the last, which the next one
+    /// may go on from.
+    #[cold]
+    fn tell(&mut self) {
+        self.all_kept.0.fetch_add(self.total - self.told, Relaxed);
+        self.told = self.total;
+        if self.all_kept.are_too_many() {
+            self.runs = self.runs.pop().into_iter().collect();
+        }
     }
 }
 
@@ -133,10 +171,11 @@ pub(super) fn judge_extents<S: Storage>(
         return;
     }
     let rules = Rules::new(walk);
+    let runs_kept = RunsKept::default();
     let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
         rules: &rules,
         windows: &windows,
-        extents: Extents::new(true),
+        extents: Extents::new(true, &runs_kept),
         gap: None,
     });
     let mut extents = Vec::new();
@@ -205,7 +244,7 @@ fn windows(runs: &[Run]) -> Vec<Range<u64>> {
 
 /// The runs of all groups in the order of the file; none where they are too many.
 fn sorted(groups: Vec<Extents>, notes: &mut Notes) -> Vec<Run> {
-    let total: usize = groups.iter().map(|group| group.runs.len()).sum();
+    let total: usize = groups.iter().map(|group| group.total).sum();
     if total > MAX_RUNS {
         notes.gap(Gap {
             place: Place::File,
@@ -261,6 +300,11 @@ mod tests {
     use super::*;
     use crate::qcow2::Header;
 
+    const ONE_SECTOR: CompressedExtent = CompressedExtent {
+        offset: HostOffset(512),
+        sectors: 1,
+    };
+
     fn geometry() -> Geometry {
         let mut bytes = vec![0_u8; 112];
         bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
@@ -271,7 +315,7 @@ mod tests {
 
     /// Overlaps among extents given as (first byte, sectors, guest cluster).
     fn overlaps(extents: &[(u64, u64, u64)], is_shared: bool) -> u64 {
-        let mut group = Extents::new(is_shared);
+        let mut group = Extents::new(is_shared, &RunsKept::default());
         for &(offset, sectors, guest_cluster) in extents {
             let offset = HostOffset(offset);
             group.push(CompressedExtent { offset, sectors }, guest_cluster);
@@ -280,7 +324,7 @@ mod tests {
         let runs = sorted(vec![group], &mut notes);
         // As the second look finds them.
         let windows = windows(&runs);
-        let mut exact = Extents::new(true);
+        let mut exact = Extents::new(true, &RunsKept::default());
         for &(offset, sectors, guest_cluster) in extents {
             let offset = HostOffset(offset);
             let extent = CompressedExtent { offset, sectors };
@@ -331,8 +375,8 @@ mod tests {
                 let offset = HostOffset(index as u64 * 1024 + gap);
                 CompressedExtent { offset, sectors: 2 }
             });
-            let mut whole = Extents::new(is_shared);
-            let mut single = Extents::new(is_shared);
+            let mut whole = Extents::new(is_shared, &RunsKept::default());
+            let mut single = Extents::new(is_shared, &RunsKept::default());
             for guest_cluster in [0, 64] {
                 whole.push_chunk(&extents, guest_cluster);
                 for (guest_cluster, &extent) in (guest_cluster..).zip(&extents) {
@@ -350,8 +394,26 @@ mod tests {
     }
 
     #[test]
+    fn of_too_many_runs_none_is_kept_but_the_last_of_each_group() {
+        let all_kept = RunsKept::default();
+        let mut groups: Vec<Extents> = (0..4).map(|_| Extents::new(true, &all_kept)).collect();
+        let step = MAX_RUNS / 4 + TOLD_TOGETHER;
+        let kept: Vec<usize> = groups
+            .iter_mut()
+            .map(|group| {
+                (0..step).for_each(|_| group.append(Run::one(ONE_SECTOR, 0)));
+                group.runs.len()
+            })
+            .collect();
+        assert!(kept[3] <= 2 * TOLD_TOGETHER, "{kept:?} runs");
+        let mut notes = Notes::default();
+        assert!(sorted(groups, &mut notes).is_empty());
+        assert_eq!(notes.coverage.gap_count(), 1);
+    }
+
+    #[test]
     fn runs_swallow_extents_that_follow_one_another() {
-        let mut group = Extents::new(false);
+        let mut group = Extents::new(false, &RunsKept::default());
         for guest_cluster in 0..1000 {
             let offset = HostOffset(guest_cluster * 700);
             group.push(CompressedExtent { offset, sectors: 2 }, guest_cluster);

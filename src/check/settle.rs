@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::Statistics;
 use super::claimed::for_each_claimed;
 use super::compressed_references::CompressedReferences;
-use super::extents::{Extents, judge_extents};
+use super::extents::{Extents, RunsKept, judge_extents};
 use crate::coverage::Gap;
 use crate::progress::Phase;
 use crate::qcow2::{ClusterRange, CompressedExtent, Geometry, HostCluster, L2Entry, Refusal};
@@ -56,13 +56,14 @@ pub(super) fn settle<S: Storage>(
     for &cluster in &survey.lost_l2_tables {
         note_lost(&directory, cluster, &truncated);
     }
+    let runs_kept = RunsKept::default();
     let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
         rules: &rules,
         ledger: &directory,
         last: &last,
         truncated: &truncated,
         statistics: Statistics::default(),
-        extents: Extents::new(!survey.snapshots.is_empty()),
+        extents: Extents::new(!survey.snapshots.is_empty(), &runs_kept),
         notes: Notes::default(),
     });
     ledger.close();

@@ -5,6 +5,7 @@
 //! more work than the bytes that are really there give reason for ([`Budget`]).
 
 use std::io;
+use std::ops::Range;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
@@ -318,6 +319,8 @@ struct Worker<'a, S> {
     image: &'a Image<S>,
     progress: &'a Progress,
     compression: CompressionType,
+    /// Where nothing is stored, as the file system said last: one hole may have millions of extents.
+    hole: Range<u64>,
     input: Vec<u8>,
     unpacker: Unpacker,
 }
@@ -329,6 +332,7 @@ impl<'a, S: Storage> Worker<'a, S> {
             image: walk.image,
             progress: walk.progress,
             compression,
+            hole: 0..0,
             input: Vec::new(),
             unpacker: Unpacker::new(cluster_bytes),
         }
@@ -373,12 +377,13 @@ impl<'a, S: Storage> Worker<'a, S> {
 
     /// Reads an extent; `false` where it lies in a hole, of which a few zeros are enough.
     fn read(&mut self, extent: CompressedExtent) -> io::Result<bool> {
-        let offset = extent.offset.0;
-        let is_hole = match self.image.storage().next_data(offset) {
-            Ok(next) => next.is_none_or(|next| next >= extent.end().0),
+        let (offset, end) = (extent.offset.0, extent.end().0);
+        if !self.hole.contains(&offset) || end > self.hole.end {
+            let next = self.image.storage().next_data(offset);
             // Where the system cannot say, everything may be data.
-            Err(_) => false,
-        };
+            self.hole = offset..next.map_or(offset, |next| next.unwrap_or(u64::MAX));
+        }
+        let is_hole = end <= self.hole.end;
         // An extent has at most twice the sectors of a cluster: the entry has no more bits for them.
         let bytes = extent
             .bytes()

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
@@ -15,12 +16,15 @@ use crate::coverage::Gap;
 use crate::finding::{Code, Finding, Owner, OwnerKind, Owners};
 use crate::progress::Phase;
 use crate::qcow2::{ClusterRange, HostCluster, Place};
+use crate::refcount_map::{REGION_CLUSTERS, region_clusters, region_of};
 use crate::storage::Storage;
 use crate::walk::l2_table::{Mapped, Target};
 use crate::walk::{Notes, Survey, Walk};
 
-/// Clusters of one window: 4 MiB of bits.
-const WINDOW_CLUSTERS: u64 = 1 << 25;
+/// Regions of one window: 4 MiB of bits.
+const WINDOW_REGIONS: usize = 1024;
+/// Words of bits that a region has.
+const REGION_WORDS: u64 = REGION_CLUSTERS / 64;
 /// Bytes read at once.
 const READ_BYTES: u64 = 1 << 20;
 /// Bytes that are tried by themselves where a larger read fails.
@@ -42,18 +46,15 @@ struct Run {
 pub(super) fn read_all<S: Storage>(walk: Walk<'_, S>, survey: &Survey, notes: &mut Notes) {
     let mut runs = Runs::default();
     let claimed = unread_claims(survey);
-    let mut start = 0;
-    while start < walk.geometry.file_clusters() && !walk.progress.is_stopped() {
-        // Windows that are one hole have nothing to read. Where the system cannot say, everything may be data.
-        let offset = start.saturating_mul(walk.geometry.cluster_bytes());
-        match walk.image.storage().next_data(offset) {
-            Ok(None) => break,
-            Ok(Some(next)) => start = start.max(next >> walk.geometry.cluster_bits()),
-            Err(_) => {}
-        }
-        let window = Window::collect(walk, survey, &claimed, start);
+    let mut from = HostCluster(0);
+    while !walk.progress.is_stopped() {
+        let regions = stored_regions(walk, from);
+        let Some(&last) = regions.last() else {
+            break;
+        };
+        from = HostCluster(region_clusters(last).end);
+        let window = Window::collect(walk, survey, &claimed, regions);
         window.read(walk, &mut runs);
-        start = start.saturating_add(WINDOW_CLUSTERS);
     }
     if runs.more > 0 {
         let detail = format!("{} more places", runs.more);
@@ -75,9 +76,31 @@ fn unread_claims(survey: &Survey) -> Vec<ClusterRange> {
     ClusterRange::merged(unread.map(|claim| claim.clusters).collect())
 }
 
-/// Allocated clusters, one bit each.
+/// The first regions from a cluster on in which anything is stored, as many as a window has.
+///
+/// All L2 tables are read for each window, so none is wasted on holes: a forged file may be a hole but for a byte here and
+/// there. Where the system cannot say, everything may be data.
+fn stored_regions<S: Storage>(walk: Walk<'_, S>, mut from: HostCluster) -> Vec<u64> {
+    let mut regions = Vec::new();
+    while regions.len() < WINDOW_REGIONS && from.0 < walk.geometry.file_clusters() {
+        let offset = from.0.saturating_mul(walk.geometry.cluster_bytes());
+        match walk.image.storage().next_data(offset) {
+            Ok(None) => break,
+            Ok(Some(next)) => from = from.max(HostCluster(next >> walk.geometry.cluster_bits())),
+            Err(_) => {}
+        }
+        let region = region_of(from);
+        regions.push(region);
+        from = HostCluster(region_clusters(region).end);
+    }
+    regions
+}
+
+/// Allocated clusters of some regions, one bit each.
 struct Window {
-    start: u64,
+    /// In order.
+    regions: Vec<u64>,
+    /// As many for each region.
     words: Vec<AtomicU64>,
 }
 
@@ -86,20 +109,21 @@ impl Window {
         walk: Walk<'_, S>,
         survey: &Survey,
         claimed: &[ClusterRange],
-        start: u64,
+        regions: Vec<u64>,
     ) -> Self {
-        let clusters = (walk.geometry.file_clusters() - start).min(WINDOW_CLUSTERS);
-        let words = (0..clusters.div_ceil(64)).map(|_| AtomicU64::new(0));
+        let words = regions.iter().flat_map(|_| 0..REGION_WORDS);
         let window = Self {
-            start,
-            words: words.collect(),
+            words: words.map(|_| AtomicU64::new(0)).collect(),
+            regions,
         };
-        let end = start.saturating_add(clusters);
-        let first = claimed.partition_point(|range| range.end() <= start);
-        let claimed = claimed.get(first..).unwrap_or(&[]).iter();
-        for range in claimed.take_while(|range| range.start.0 < end) {
-            let clusters = range.start.0.max(start)..range.end().min(end);
-            clusters.for_each(|it| window.insert(HostCluster(it)));
+        for &region in &window.regions {
+            let Range { start, end } = region_clusters(region);
+            let first = claimed.partition_point(|range| range.end() <= start);
+            let claimed = claimed.get(first..).unwrap_or(&[]).iter();
+            for range in claimed.take_while(|range| range.start.0 < end) {
+                let clusters = range.start.0.max(start)..range.end().min(end);
+                clusters.for_each(|it| window.insert(HostCluster(it)));
+            }
         }
         let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
         walk.progress.begin(Phase::Tables, total_bytes);
@@ -112,16 +136,27 @@ impl Window {
     }
 
     fn insert(&self, cluster: HostCluster) {
-        let slot = cluster.0.checked_sub(self.start);
-        let word = slot.and_then(|slot| self.words.get(usize::try_from(slot / 64).ok()?));
-        if let (Some(slot), Some(word)) = (slot, word) {
+        let region = region_of(cluster);
+        // In most files nothing lies between the regions.
+        let first = self.regions.first().copied().unwrap_or(0);
+        let guess = region.checked_sub(first);
+        let guess = guess.and_then(|guess| usize::try_from(guess).ok());
+        let index = guess
+            .filter(|&guess| self.regions.get(guess) == Some(&region))
+            .or_else(|| self.regions.binary_search(&region).ok());
+        let slot = cluster.0 % REGION_CLUSTERS;
+        let word = index.map(|index| index as u64 * REGION_WORDS + slot / 64);
+        let word = word.and_then(|word| self.words.get(usize::try_from(word).ok()?));
+        if let Some(word) = word {
             word.fetch_or(1 << (slot % 64), Relaxed);
         }
     }
 
     /// Runs of allocated clusters, in order.
     fn runs(&self) -> impl Iterator<Item = ClusterRange> + '_ {
-        let bits = (self.start..).step_by(64).zip(&self.words);
+        let regions = self.regions.iter();
+        let starts = regions.flat_map(|&region| region_clusters(region).step_by(64));
+        let bits = starts.zip(&self.words);
         let words = bits.map(|(first, word)| (first, word.load(Relaxed)));
         let used = words.filter(|(_, word)| *word != 0);
         let clusters = used.flat_map(|(first, word)| {

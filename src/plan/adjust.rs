@@ -8,6 +8,7 @@ use std::io;
 
 use super::changes::{Changes, Patch};
 use super::evidence::{self, Permit};
+use super::holes::Holes;
 use super::notes::{DraftNotes, is_leaked};
 use super::remains;
 use super::space::holds_data;
@@ -18,7 +19,7 @@ use crate::finding::Code;
 use crate::qcow2::{
     ClusterRange, Geometry, HostCluster, HostOffset, L1Entry, Place, SECTOR_BYTES, Tree, words,
 };
-use crate::refcount_map::{ClusterSet, by_word};
+use crate::refcount_map::{ClusterSet, by_word, region_of};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::Rules;
@@ -47,11 +48,30 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
     let lost = differences.iter().map(|known| known.cluster);
     let lost = lost.filter(|&cluster| lost_counts.contains(cluster));
     let sectors: BTreeSet<u64> = lost.map(|cluster| cluster.0 / per_sector).collect();
+    let sectors: Vec<u64> = sectors.into_iter().collect();
+    let of_clusters = |sector: &u64| HostCluster(sector * per_sector);
+    let storage = examination.walk.image.storage();
+    let mut holes = Holes::new(storage);
     let mut patches = Vec::new();
-    for sector in sectors {
-        let clusters = sector * per_sector..(sector + 1) * per_sector;
-        let unused = examination.unused_clusters(HostCluster(clusters.start));
-        for cluster in unused.take_while(|cluster| clusters.contains(&cluster.0)) {
+    // The counts of a region are read once, however many of its sectors have lost some.
+    for sectors in
+        sectors.chunk_by(|one, next| region_of(of_clusters(one)) == region_of(of_clusters(next)))
+    {
+        if examination.walk.progress.is_stopped() {
+            break;
+        }
+        let (Some(first), Some(end)) = (sectors.first(), sectors.last()) else {
+            continue;
+        };
+        let unused = examination
+            .unused_clusters(of_clusters(first))
+            .take_while(|cluster| cluster.0 / per_sector <= *end)
+            .filter(|cluster| sectors.binary_search(&(cluster.0 / per_sector)).is_ok());
+        for cluster in unused {
+            let start = geometry.offset_of(cluster).0;
+            if holes.next_stored(start)? >= start.saturating_add(geometry.cluster_bytes()) {
+                continue;
+            }
             let block = refcount_block(&examination.survey, geometry, cluster);
             let index = cluster.0 / geometry.refcount_block_entries();
             let block = block.filter(|&block| {
@@ -59,7 +79,6 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
                     && !garbage.blocks.contains(&index)
                     && is_in_file(geometry, block, cluster)
             });
-            let storage = examination.walk.image.storage();
             if let Some(block) = block
                 && holds_data(storage, geometry, cluster)?
             {

@@ -13,6 +13,7 @@
 mod extension;
 mod unclaimed;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io;
 
@@ -20,7 +21,7 @@ use super::changes::{Changes, Fresh, Patch};
 use super::notes::DraftNotes;
 use super::space::{self, Space};
 use super::{Overlaps, RepairOptions, StageKind, Withheld, refcounts};
-use crate::check::Examination;
+use crate::check::{Examination, stretches};
 use crate::finding::{Code, OwnerKind, Severity};
 use crate::qcow2::{
     AUTOCLEAR_BITMAPS, BITMAPS_EXTENSION_BYTES, BitmapDirectoryEntry, BitmapsExtension,
@@ -29,7 +30,7 @@ use crate::qcow2::{
 };
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
-use crate::walk::bitmaps::{MAX_TABLE_ENTRIES_WALKED, judge_extension, walk_bitmap};
+use crate::walk::bitmaps::{judge_extension, table_entries_walked, walk_bitmap};
 use crate::walk::{Claim, Notes, Survey};
 
 /// Byte offset of the autoclear feature bits in a version 3 header.
@@ -37,6 +38,9 @@ const AUTOCLEAR_FEATURES_OFFSET: u64 = 88;
 
 /// A directory larger than this is not written over another.
 const MAX_DIRECTORY_BYTES_IN_PLACE: u64 = 1 << 20;
+
+/// Why nothing is done about bitmaps of which not all were walked.
+const CUT_SHORT: &str = "the bitmap tables are together longer than what is walked";
 
 /// Findings this pass may do something about.
 const CODES: [Code; 10] = [
@@ -82,6 +86,7 @@ pub(super) fn correct<S: Storage>(
         drops_contested: wishes.overlaps == Overlaps::Clone,
         of_two_bitmaps: notes.doubt().map(|_| claimed_twice(examination)),
         of_other_structures: claimed_by_others(examination),
+        leaked_once: OnceCell::new(),
     };
     let mut changes = Changes::default();
     let is_found = CODES.iter().any(|&code| repair.found(code));
@@ -132,6 +137,8 @@ struct Directory {
     extra: Vec<Listed>,
     /// It holds what the extension says, no more and no less.
     is_whole: bool,
+    /// Not all of those counted were walked: together their tables are too long.
+    is_cut_short: bool,
 }
 
 struct Repair<'a, 'e, S> {
@@ -143,6 +150,8 @@ struct Repair<'a, 'e, S> {
     of_two_bitmaps: Option<ClusterSet>,
     /// A table that is said to be longer than it is lies over what follows it: that tells nothing against a bitmap.
     of_other_structures: ClusterSet,
+    /// What is counted once and used by nobody, once somebody has asked.
+    leaked_once: OnceCell<ClusterSet>,
 }
 
 const BITMAP_KINDS: [OwnerKind; 3] = [
@@ -156,8 +165,8 @@ fn claimed_by_others<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet
     let clusters = ClusterSet::new();
     let claims = examination.survey.claims.iter();
     let others = claims.filter(|claim| !BITMAP_KINDS.contains(&claim.kind));
-    for cluster in others.flat_map(|claim| claim.clusters.clusters()) {
-        clusters.insert(cluster);
+    for range in ClusterRange::merged(others.map(|claim| claim.clusters).collect()) {
+        clusters.insert_run(range);
     }
     for table in &examination.survey.l2_tables {
         clusters.insert(table.cluster);
@@ -167,15 +176,14 @@ fn claimed_by_others<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet
 
 /// Clusters that bitmaps claim more than once.
 fn claimed_twice<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
-    let (once, twice) = (ClusterSet::new(), ClusterSet::new());
+    let twice = ClusterSet::new();
     let kinds = [OwnerKind::BitmapTable, OwnerKind::BitmapData];
     let claims = examination.survey.claims.iter();
     let of_bitmaps = claims.filter(|claim| kinds.contains(&claim.kind));
-    for cluster in of_bitmaps.flat_map(|claim| claim.clusters.clusters()) {
-        if once.contains(cluster) {
-            twice.insert(cluster);
+    for (clusters, depth) in stretches(of_bitmaps.map(|claim| claim.clusters)) {
+        if depth > 1 {
+            twice.insert_run(clusters);
         }
-        once.insert(cluster);
     }
     twice
 }
@@ -289,6 +297,9 @@ impl<S: Storage> Repair<'_, '_, S> {
             Ok(bitmaps) => self.read_directory(bitmaps)?,
             Err(_) => Directory::default(),
         };
+        if directory.is_cut_short {
+            return Ok(Err(CUT_SHORT.to_owned()));
+        }
         if !is_live {
             let is_sound = directory.listed.iter().all(|bitmap| bitmap.is_sound);
             if is_sound {
@@ -353,7 +364,10 @@ impl<S: Storage> Repair<'_, '_, S> {
         let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
         walk.image.read_into(offset, &mut content)?;
         let mut rest = content.as_slice();
-        let mut budget = MAX_TABLE_ENTRIES_WALKED;
+        // What the check had, so that no bitmap is left out here that was walked there. Entries that are wrong in themselves
+        // take nothing from the others.
+        let mut budget = table_entries_walked(walk, rest, MAX_BITMAPS);
+        let mut budget_of_invalid = budget;
         for index in 0..MAX_BITMAPS {
             let DirectoryDecode::Entry(entry, step) = BitmapDirectoryEntry::decode(rest) else {
                 break;
@@ -361,12 +375,14 @@ impl<S: Storage> Repair<'_, '_, S> {
             let step = usize::try_from(step).unwrap_or(usize::MAX);
             let (mut survey, mut notes) = (Survey::default(), Notes::default());
             walk_bitmap(walk, index, &entry, &mut budget, &mut survey, &mut notes);
-            if notes.coverage.failure_count() > 0 {
+            if survey.is_cut_short {
+                directory.is_cut_short |= index < bitmaps.bitmap_count;
+            } else if notes.coverage.failure_count() > 0 {
                 return Err(io::Error::other("a bitmap's table could not be read"));
             }
             let errors = notes.findings.count_of(Severity::Corruption);
             let unwalked = if notes.findings.total_of(Code::BitmapEntryInvalid).count > 0 {
-                self.walk_invalid(index, &entry, &mut budget)
+                self.walk_invalid(index, &entry, &mut budget_of_invalid)
             } else {
                 Vec::new()
             };

@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use super::changes::Withheld;
+use super::holes::Holes;
 use super::notes::DraftNotes;
 use super::remains;
 use super::{Mode, RepairOptions};
@@ -323,8 +324,7 @@ fn suspicious_clusters<S: Storage>(
         let image = examination.walk.image;
         let mut bytes = vec![0; cluster_bytes];
         let mut suspects = Vec::new();
-        // Nothing but a hole lies before this, as far as anybody has looked.
-        let mut next_data = 0;
+        let mut holes = Holes::new(image.storage());
         for &cluster in clusters {
             // Nothing is planned by somebody who was stopped: only the end counts then.
             if examination.walk.progress.is_stopped() {
@@ -335,11 +335,7 @@ fn suspicious_clusters<S: Storage>(
                 continue;
             }
             let start = geometry.offset_of(cluster).0;
-            if next_data <= start {
-                let found = image.storage().next_data(start).unwrap_or(Some(start));
-                next_data = found.unwrap_or(u64::MAX);
-            }
-            if next_data >= start + geometry.cluster_bytes() {
+            if holes.next_stored(start).unwrap_or(start) >= start + geometry.cluster_bytes() {
                 continue;
             }
             // What cannot be read cannot be proven worthless.

@@ -26,7 +26,7 @@ use super::space::{Space, no_room};
 use super::{Overlaps, RepairOptions, StageKind, Withheld};
 use crate::check::Examination;
 use crate::finding::{Code, Findings};
-use crate::qcow2::{CryptMethod, Geometry, HostCluster, HostOffset};
+use crate::qcow2::{CryptMethod, Geometry, Header, HostCluster, HostOffset};
 use crate::storage::Storage;
 
 use contested::Contested;
@@ -60,11 +60,16 @@ pub(super) fn part<S: Storage>(
     if CODES.iter().all(|&code| findings.total_of(code).count == 0) {
         return Ok(Changes::default());
     }
-    if let Some(reason) = forbidden(examination, wishes, notes) {
-        return Ok(nothing(findings, &reason));
+    if let Some(reason) = forbidden(examination, wishes) {
+        return Ok(nothing(findings, |_| reason.to_owned()));
+    }
+    if notes.doubt().is_some()
+        && let Some(doubtful) = doubtful(examination, wishes)
+    {
+        return Ok(doubtful);
     }
     let Some(contested) = Contested::gather(examination) else {
-        return Ok(nothing(findings, UNREAD));
+        return Ok(nothing(findings, |_| UNREAD.to_owned()));
     };
     match separate(examination, &contested)? {
         // With a copy each, nothing tells any more that a cluster which looks leaked is what one of them meant.
@@ -72,12 +77,15 @@ pub(super) fn part<S: Storage>(
             gave_up: notes.doubt().is_some(),
             ..changes
         }),
-        Err(reason) => Ok(nothing(findings, &reason)),
+        Err(reason) => Ok(nothing(findings, |_| reason.clone())),
     }
 }
 
 const MAY_BE_MEANT: &str = "clusters are counted that nothing uses, or counts are not known: one of the pointers may be damaged and have meant \
      one of those; writes are kept apart meanwhile";
+
+const TIED: &str = "LUKS ties encrypted data to the place it is stored at, so a copy could not be decrypted; read the guest's data \
+     with the key and write it anew";
 
 const UNREAD: &str =
     "not every table could be read, so who else uses the same clusters is not known";
@@ -86,25 +94,56 @@ const UNREAD: &str =
 fn forbidden<S: Storage>(
     examination: &Examination<'_, S>,
     wishes: &RepairOptions,
-    notes: &DraftNotes,
-) -> Option<String> {
+) -> Option<&'static str> {
     if wishes.overlaps == Overlaps::Keep {
-        return Some("it is left as it is, as asked for".to_owned());
+        return Some("it is left as it is, as asked for");
     }
-    if examination.notes.coverage.failure_count() > 0 {
-        return Some(UNREAD.to_owned());
-    }
-    notes.doubt()?;
+    (examination.notes.coverage.failure_count() > 0).then_some(UNREAD)
+}
+
+/// Nothing, where one of the pointers may be damaged, and what can be chosen; `None` where all of that was chosen.
+///
+/// A choice that no repair could carry out is not offered.
+fn doubtful<S: Storage>(
+    examination: &Examination<'_, S>,
+    wishes: &RepairOptions,
+) -> Option<Changes> {
     let findings = &examination.notes.findings;
-    let to_accept: Vec<String> = CODES
+    let header = examination.walk.image.header();
+    let is_tied = |code| is_guest_data(code) && is_tied_to_its_place(header);
+    let open = CODES.into_iter();
+    let open = open.filter(|&code| findings.total_of(code).count > 0 && !is_accepted(code, wishes));
+    let (tied, to_accept): (Vec<Code>, Vec<Code>) = open.partition(|&code| is_tied(code));
+    let others = [Code::MetadataOverlap, Code::L2TableShared];
+    let is_all_tied = !tied.is_empty()
+        && others
+            .iter()
+            .all(|&code| findings.total_of(code).count == 0);
+    if to_accept.is_empty() && !is_all_tied {
+        return None;
+    }
+    let choice: Vec<String> = to_accept
         .into_iter()
-        .filter(|&code| findings.total_of(code).count > 0 && !is_accepted(code, wishes))
         .map(|code| format!("--accept-loss {code}"))
         .collect();
-    (!to_accept.is_empty()).then(|| {
-        let choice = to_accept.join(" ");
-        format!("{MAY_BE_MEANT}; {choice} gives each owner a copy of what both see now")
-    })
+    let choice = choice.join(" ");
+    Some(nothing(findings, |code| {
+        if is_tied(code) {
+            TIED.to_owned()
+        } else {
+            format!("{MAY_BE_MEANT}; {choice} gives each owner a copy of what both see now")
+        }
+    }))
+}
+
+fn is_guest_data(code: Code) -> bool {
+    matches!(code, Code::GuestDataOverlap | Code::GuestDataShared)
+}
+
+/// Whether encrypted data can only be decrypted where it is: the legacy method encrypts by guest offset, LUKS by host
+/// offset.
+fn is_tied_to_its_place(header: &Header) -> bool {
+    !matches!(header.crypt_method(), CryptMethod::None | CryptMethod::Aes)
 }
 
 fn is_accepted(code: Code, wishes: &RepairOptions) -> bool {
@@ -112,20 +151,20 @@ fn is_accepted(code: Code, wishes: &RepairOptions) -> bool {
         // What is lost is lost already, and nothing is done about it.
         Code::CompressedExtentOverlap => true,
         // Nothing but the stored count tells the two from one another, and a repair has raised that by now.
-        Code::GuestDataOverlap | Code::GuestDataShared => {
+        code if is_guest_data(code) => {
             wishes.accepts(Code::GuestDataOverlap) || wishes.accepts(Code::GuestDataShared)
         }
         _ => wishes.accepts(code),
     }
 }
 
-fn nothing(findings: &Findings, reason: &str) -> Changes {
+fn nothing(findings: &Findings, reason_of: impl Fn(Code) -> String) -> Changes {
     let open = CODES.into_iter().filter_map(|code| {
         let count = findings.total_of(code).count;
         (count > 0).then(|| Withheld {
             code,
             count,
-            reason: reason.to_owned(),
+            reason: reason_of(code),
         })
     });
     Changes {
@@ -190,11 +229,9 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new<S: Storage>(examination: &'a Examination<'_, S>) -> Result<Self, String> {
-        let method = examination.walk.image.header().crypt_method();
         Ok(Self {
             geometry: examination.walk.geometry,
-            // The legacy method encrypts by guest offset, LUKS by host offset.
-            is_tied_to_its_place: !matches!(method, CryptMethod::None | CryptMethod::Aes),
+            is_tied_to_its_place: is_tied_to_its_place(examination.walk.image.header()),
             space: Space::new(examination)?,
             no_room: no_room(examination),
             changes: Changes::default(),
@@ -221,10 +258,7 @@ impl<'a> Work<'a> {
     /// Whether so many clusters of guest data may be copied.
     fn may_copy(&self, copies: u64) -> Result<(), &'static str> {
         if copies > 0 && self.is_tied_to_its_place {
-            return Err(
-                "LUKS ties encrypted data to the place it is stored at, so a copy could not be decrypted; read the \
-                 guest's data with the key and write it anew",
-            );
+            return Err(TIED);
         }
         (copies <= self.copies_left).then_some(()).ok_or(TOO_MANY)
     }

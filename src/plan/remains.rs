@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::holes::Holes;
 use crate::check::{Difference, Examination};
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, OwnerKind};
@@ -26,9 +27,13 @@ const LISTS: [OwnerKind; 4] = [
     OwnerKind::BitmapDirectory,
 ];
 
+/// Bytes that are read at once.
+const PIECE_BYTES: u64 = 1 << 14;
+
 /// Leaked clusters that words behind the end of a table or list still name: a count or a size may be what is wrong.
 ///
-/// What lies before the end refers to its clusters, so those are not leaked; each last cluster is read whole.
+/// What lies before the end refers to its clusters, so those are not leaked; of each last cluster everything is read that is
+/// stored.
 pub(super) fn named<S: Storage>(
     examination: &Examination<'_, S>,
     leaked: &[HostCluster],
@@ -39,22 +44,39 @@ pub(super) fn named<S: Storage>(
     }
     let geometry = examination.walk.geometry;
     let image = examination.walk.image;
-    let mut bytes = vec![0; usize::try_from(geometry.cluster_bytes()).unwrap_or(0)];
     let claims = examination.survey.claims.iter();
     let lists = claims.filter(|claim| LISTS.contains(&claim.kind));
     let ends = lists.filter_map(|claim| claim.clusters.end().checked_sub(1));
-    for last in ends {
-        if image
-            .read_clusters(geometry, HostCluster(last), &mut bytes)
-            .is_err()
-        {
-            continue;
-        }
-        for word in words(&bytes) {
-            let offset = L1Entry(word).l2_table_offset();
-            let cluster = offset.and_then(|offset| geometry.admit(offset).ok());
-            if let Some(cluster) = cluster.filter(|it| leaked.binary_search(it).is_ok()) {
-                named.insert(cluster);
+    // Forged tables may all end in one cluster, or each in a hole of its own.
+    let mut last_clusters: Vec<u64> = ends.collect();
+    last_clusters.sort_unstable();
+    last_clusters.dedup();
+    let mut holes = Holes::new(image.storage());
+    let piece_bytes = geometry.cluster_bytes().min(PIECE_BYTES);
+    let mut bytes = vec![0; usize::try_from(piece_bytes).unwrap_or(0)];
+    for last in last_clusters {
+        let start = geometry.offset_of(HostCluster(last)).0;
+        let end = start + geometry.cluster_bytes();
+        let mut at = start;
+        // Nothing is planned by somebody who was stopped: only the end counts then.
+        while at < end && !examination.walk.progress.is_stopped() {
+            // Where the system cannot say, everything may be data.
+            let next = holes.next_stored(at).unwrap_or(at);
+            at = next - next % piece_bytes;
+            if at >= end {
+                break;
+            }
+            let read = image.read_into(HostOffset(at), &mut bytes);
+            at += piece_bytes;
+            if read.is_err() {
+                continue;
+            }
+            for word in words(&bytes) {
+                let offset = L1Entry(word).l2_table_offset();
+                let cluster = offset.and_then(|offset| geometry.admit(offset).ok());
+                if let Some(cluster) = cluster.filter(|it| leaked.binary_search(it).is_ok()) {
+                    named.insert(cluster);
+                }
             }
         }
     }

@@ -372,12 +372,12 @@ impl<S: Storage> Repair<'_, '_, S> {
     /// Whether something else uses clusters of a snapshot's L1 table.
     fn has_contested_l1(&self) -> bool {
         let claims = self.examination.survey.claims.iter();
-        let mut clusters = claims
-            .filter(|claim| {
-                let tree = Tree::Snapshot(0);
-                matches!(claim.place, Place::L1Table { tree: of } if of >= tree)
-            })
-            .flat_map(|claim| claim.clusters.clusters());
+        let first = Tree::Snapshot(0);
+        let of_snapshots =
+            claims.filter(|claim| matches!(claim.place, Place::L1Table { tree } if tree >= first));
+        // Thousands of them may share one long table.
+        let ranges = ClusterRange::merged(of_snapshots.map(|claim| claim.clusters).collect());
+        let mut clusters = ranges.into_iter().flat_map(ClusterRange::clusters);
         clusters.any(|cluster| self.examination.has_conflict(cluster))
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::cluster_set::ClusterSet;
 use super::{Identity, METADATA, NOBODY, by_word, locate};
@@ -14,6 +14,15 @@ struct Region {
     suspects: Box<[u64]>,
     /// Suspects in the words before each word.
     ranks: Box<[u16]>,
+    /// How many suspects there are.
+    total: u16,
+    /// Nothing before the first reference: what leaks has none, and there may be billions of those.
+    counters: OnceLock<Counters>,
+}
+
+/// A counter for each suspect of a region.
+#[derive(Debug)]
+struct Counters {
     counts: Box<[AtomicU16]>,
     identity: Box<[AtomicU32]>,
 }
@@ -30,9 +39,16 @@ impl Region {
         Self {
             suspects,
             ranks,
-            counts: (0..total).map(|_| AtomicU16::new(0)).collect(),
-            identity: (0..total).map(|_| AtomicU32::new(NOBODY)).collect(),
+            total,
+            counters: OnceLock::new(),
         }
+    }
+
+    fn counters(&self) -> &Counters {
+        self.counters.get_or_init(|| Counters {
+            counts: (0..self.total).map(|_| AtomicU16::new(0)).collect(),
+            identity: (0..self.total).map(|_| AtomicU32::new(NOBODY)).collect(),
+        })
     }
 
     /// Which of the suspects a slot is; `None` if it is none.
@@ -115,7 +131,7 @@ impl Tally {
         identity: Identity,
     ) {
         self.identify(region, rank, cluster, identity);
-        let Some(count) = region.counts.get(rank) else {
+        let Some(count) = region.counters().counts.get(rank) else {
             return;
         };
         let added = count.fetch_update(Relaxed, Relaxed, |count| {
@@ -136,7 +152,7 @@ impl Tally {
         if number == METADATA {
             self.metadata.insert(cluster);
         }
-        let Some(first) = region.identity.get(rank) else {
+        let Some(first) = region.counters().identity.get(rank) else {
             return;
         };
         let exchanged = first.compare_exchange(NOBODY, number, Relaxed, Relaxed);
@@ -184,8 +200,11 @@ impl RegionTally<'_> {
     pub(crate) fn count(self, cluster: HostCluster) -> Option<u64> {
         let (_, slot) = locate(cluster);
         let region = self.region?;
-        let count = region.counts.get(region.rank(slot)?)?;
-        let small = u64::from(count.load(Relaxed));
+        let rank = region.rank(slot)?;
+        let Some(counters) = region.counters.get() else {
+            return Some(0);
+        };
+        let small = u64::from(counters.counts.get(rank)?.load(Relaxed));
         if !self.tally.has_overflow.load(Relaxed) {
             return Some(small);
         }
@@ -239,6 +258,18 @@ mod tests {
         assert!(!runs.has_conflict(HostCluster(32_768)));
         runs.add(HostCluster(32_768), 1, Identity::Guest(7));
         assert!(runs.has_conflict(HostCluster(32_768)));
+    }
+
+    #[test]
+    fn suspects_that_nothing_refers_to_have_no_counters() {
+        let tally = Tally::new(&suspects(&[3, 70_000]));
+        assert_eq!(tally.of_region(0).count(HostCluster(3)), Some(0));
+        tally.add(HostCluster(70_000), 1, Identity::Guest(1));
+        let counted = tally.regions.values();
+        let counted: Vec<bool> = counted
+            .map(|region| region.counters.get().is_some())
+            .collect();
+        assert_eq!(counted, [false, true]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::qcow2::{
 use crate::storage::Storage;
 
 /// Bitmap table entries walked in one image before qfsck calls it a trap.
-pub(crate) const MAX_TABLE_ENTRIES_WALKED: u64 = 1 << 24;
+const MAX_TABLE_ENTRIES_WALKED: u64 = 1 << 24;
 /// Of those, entries that tables lying over one another may have together, beyond twice the entries there are. Sound
 /// tables have places of their own.
 const MAX_ENTRIES_OVERLAPPING: u64 = 1 << 15;
@@ -149,7 +149,11 @@ fn walk_directory<S: Storage>(
 }
 
 /// How many entries of all tables are walked at most.
-fn table_entries_walked<S: Storage>(walk: Walk<'_, S>, mut rest: &[u8], count: u32) -> u64 {
+pub(crate) fn table_entries_walked<S: Storage>(
+    walk: Walk<'_, S>,
+    mut rest: &[u8],
+    count: u32,
+) -> u64 {
     let mut tables = Vec::new();
     for _ in 0..count {
         let DirectoryDecode::Entry(entry, step) = BitmapDirectoryEntry::decode(rest) else {

@@ -11,27 +11,27 @@ use super::footprint::{calls, expect_one_reading_open};
 use super::stage::{QFSCK, Said, Stage, has_tools};
 
 /// A file of almost nothing, as long as a large disk.
-const LONG: u64 = 256 << 30;
+pub(super) const LONG: u64 = 256 << 30;
 /// Seconds of processor time a check may take, and a repair, which checks many times; the system enforces them. They are
 /// the promise for programs as they are released; tests run one that is hardly optimised.
 const CHECK_SECONDS: u64 = 10;
 const REPAIR_SECONDS: u64 = 40;
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// Fields of a header of version 3.
 #[derive(Clone, Copy)]
-struct Head {
-    cluster_bits: u32,
-    size: u64,
-    l1: (u64, u32),
-    refcount_table: (u64, u32),
-    snapshots: (u64, u32),
-    autoclear: u64,
-    order: u32,
-    length: u32,
+pub(super) struct Head {
+    pub(super) cluster_bits: u32,
+    pub(super) size: u64,
+    pub(super) l1: (u64, u32),
+    pub(super) refcount_table: (u64, u32),
+    pub(super) snapshots: (u64, u32),
+    pub(super) autoclear: u64,
+    pub(super) order: u32,
+    pub(super) length: u32,
 }
 
-const HEAD: Head = Head {
+pub(super) const HEAD: Head = Head {
     cluster_bits: 9,
     size: 1 << 20,
     l1: (0, 0),
@@ -65,16 +65,16 @@ impl Head {
 }
 
 /// Bytes, and where they are.
-type Parts = Vec<(u64, Vec<u8>)>;
+pub(super) type Parts = Vec<(u64, Vec<u8>)>;
 
-struct Hostile {
-    name: &'static str,
-    length: u64,
-    parts: Parts,
+pub(super) struct Hostile {
+    pub(super) name: &'static str,
+    pub(super) length: u64,
+    pub(super) parts: Parts,
 }
 
 impl Hostile {
-    fn write(&self, path: &Path) {
+    pub(super) fn write(&self, path: &Path) {
         let file = File::create(path).expect("a file can be made");
         for (offset, bytes) in &self.parts {
             file.write_all_at(bytes, *offset)
@@ -84,19 +84,19 @@ impl Hostile {
     }
 }
 
-fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
+pub(super) fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
     words.into_iter().flat_map(u64::to_be_bytes).collect()
 }
 
 /// The header extension of `count` bitmaps, with their directory.
-fn bitmaps(count: u32, bytes: u64, offset: u64) -> Vec<u8> {
+pub(super) fn bitmaps(count: u32, bytes: u64, offset: u64) -> Vec<u8> {
     let numbers = [0x2385_2875, 24, count, 0].map(u32::to_be_bytes);
     [numbers.concat(), words([bytes, offset])].concat()
 }
 
 const COPIED: u64 = 1 << 63;
 
-fn image(name: &'static str, length: u64, head: Head, mut parts: Parts) -> Hostile {
+pub(super) fn image(name: &'static str, length: u64, head: Head, mut parts: Parts) -> Hostile {
     parts.insert(0, (0, head.bytes()));
     Hostile {
         name,
@@ -218,7 +218,7 @@ fn tables_in_a_hole() -> Hostile {
 }
 
 /// A bitmap's entry of 32 bytes; its table begins at 1 GiB, its granularity is 512 bytes.
-fn bitmap(number: u64, table_entries: u32) -> Vec<u8> {
+pub(super) fn bitmap(number: u64, table_entries: u32) -> Vec<u8> {
     let name = format!("n{number:07}");
     let table = [
         words([1 << 30]),
@@ -273,7 +273,7 @@ fn bitmaps_in_holes() -> Vec<Hostile> {
 }
 
 /// An entry of the snapshot table, of 72 bytes.
-fn snapshot(number: u32, l1_offset: u64, l1_size: u32) -> Vec<u8> {
+pub(super) fn snapshot(number: u32, l1_offset: u64, l1_size: u32) -> Vec<u8> {
     let name = format!("{number:08}");
     let start = [words([l1_offset]), l1_size.to_be_bytes().to_vec()].concat();
     let lengths = [[0, 8], [0, 0]].concat();
@@ -475,7 +475,11 @@ fn pointer_far_away() -> Hostile {
 }
 
 /// Runs qfsck with so much memory for all it holds and has the right to write to: more than it is ever resident.
-fn within(stage: &Stage, (memory_bytes, seconds): (u64, u64), arguments: &[&str]) -> Said {
+pub(super) fn within(
+    stage: &Stage,
+    (memory_bytes, seconds): (u64, u64),
+    arguments: &[&str],
+) -> Said {
     let limit = format!("--data={memory_bytes}");
     let time = format!("--cpu={seconds}");
     let start = [limit.as_str(), &time, QFSCK];
@@ -483,7 +487,7 @@ fn within(stage: &Stage, (memory_bytes, seconds): (u64, u64), arguments: &[&str]
 }
 
 #[track_caller]
-fn expect_cheap(said: &Said, output_bytes: usize, about: &str) {
+pub(super) fn expect_cheap(said: &Said, output_bytes: usize, about: &str) {
     assert!(
         matches!(said.exit, Some(0..=3)),
         "{about}: {:?}: {}",

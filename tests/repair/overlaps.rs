@@ -58,7 +58,7 @@ pub(super) fn filled(forge: Forge, guests: std::ops::Range<u64>) -> Forge {
 }
 
 /// Makes one guest cluster of a tree use the host cluster of another.
-fn share(image: &mut Forged, (tree, guest): (Tree, u64), (from, with): (Tree, u64)) {
+pub(super) fn share(image: &mut Forged, (tree, guest): (Tree, u64), (from, with): (Tree, u64)) {
     let word = image.u64_at(image.l2_entry(from, with));
     image.put_u64(image.l2_entry(tree, guest), word);
 }

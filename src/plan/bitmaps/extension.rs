@@ -144,8 +144,8 @@ impl<S: Storage> Repair<'_, '_, S> {
         let known = ClusterSet::new();
         let claims = self.examination.survey.claims.iter();
         let of_bitmaps = claims.filter(|claim| super::BITMAP_KINDS.contains(&claim.kind));
-        for cluster in of_bitmaps.flat_map(|claim| claim.clusters.clusters()) {
-            known.insert(cluster);
+        for range in ClusterRange::merged(of_bitmaps.map(|claim| claim.clusters).collect()) {
+            known.insert_run(range);
         }
         let differences = self.examination.differences();
         let is_right = |cluster: HostCluster| match differences.get(cluster) {

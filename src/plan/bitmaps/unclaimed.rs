@@ -6,7 +6,8 @@
 use super::Repair;
 use crate::finding::{OwnerKind, Severity};
 use crate::plan::changes::Changes;
-use crate::qcow2::{BitmapDirectoryEntry, ClusterRange, HostCluster};
+use crate::qcow2::{BitmapDirectoryEntry, ClusterRange};
+use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
 use crate::walk::bitmaps::walk_bitmap_table;
 use crate::walk::{Claim, Notes, Survey};
@@ -27,16 +28,10 @@ impl<S: Storage> Repair<'_, '_, S> {
         if claims.is_empty() {
             return;
         }
-        let leaked_once: Vec<HostCluster> = self
-            .examination
-            .differences()
-            .iter()
-            .filter(|known| known.stored == Some(1) && known.expected == 0)
-            .map(|known| known.cluster)
-            .collect();
+        let leaked_once = self.leaked_once.get_or_init(|| self.leaked_once());
         let is_leaked = |claim: &Claim| {
             let mut clusters = claim.clusters.clusters();
-            clusters.all(|cluster| leaked_once.binary_search(&cluster).is_ok())
+            clusters.all(|cluster| leaked_once.contains(cluster))
         };
         if !claims.iter().all(|claim| is_leaked(claim)) {
             return;
@@ -45,6 +40,16 @@ impl<S: Storage> Repair<'_, '_, S> {
         let tables = tables.filter(|claim| claim.kind == OwnerKind::BitmapTable);
         let tables = tables.map(|claim| claim.clusters);
         changes.released.extend(self.alone(tables.chain(directory)));
+    }
+
+    /// Clusters that are counted once and used by nobody.
+    fn leaked_once(&self) -> ClusterSet {
+        let clusters = ClusterSet::new();
+        let runs = self.examination.differences().runs().iter();
+        for run in runs.filter(|run| run.stored == Some(1) && run.expected == 0) {
+            clusters.insert_run(run.clusters);
+        }
+        clusters
     }
 
     /// The clusters of a bitmap whose entry is wrong in its flags, type, granularity or name, if its table is sound.

@@ -2,7 +2,7 @@
 //!
 //! Comes in: an examination. Goes out: patches of single entries. Never here: following an entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::outcome::{Obstacle, Outcome};
 use super::{GARBAGE_ENTRIES, Grounds, L1_CODES, REFCOUNT_TABLE_CODES};
@@ -61,10 +61,15 @@ pub(super) fn mend_l1_tables<S: Storage>(
     grounds: &Grounds<'_>,
 ) -> Outcome {
     let mut mender = Mender::new(examination.walk.geometry);
+    let mut seen = BTreeSet::new();
     for claim in &examination.survey.claims {
         let Place::L1Table { tree } = claim.place else {
             continue;
         };
+        // What two L1 tables claim is in conflict, however many more there are, and nothing is done about it here.
+        if !seen.insert(claim.clusters) {
+            continue;
+        }
         let L1Length { entries, needed } = l1_length(examination, tree);
         let start = examination.walk.geometry.offset_of(claim.clusters.start).0;
         let needed_end = start.saturating_add(needed.saturating_mul(8));

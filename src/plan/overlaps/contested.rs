@@ -155,8 +155,10 @@ impl Contested {
                 place: claim.place,
                 start: claim.clusters.start,
             };
-            for cluster in claim.clusters.clusters() {
-                self.add_structure(cluster, structure);
+            // Forged claims may be long and many, but all cases together have no more users than are looked at.
+            let clusters = claim.clusters.start..HostCluster(claim.clusters.end());
+            for (_, case) in self.cases.range_mut(clusters) {
+                case.structures.push(structure);
             }
         }
         for item in &survey.l2_tables {
@@ -167,15 +169,11 @@ impl Contested {
                 },
                 start: item.cluster,
             };
-            self.add_structure(item.cluster, structure);
-        }
-    }
-
-    fn add_structure(&mut self, cluster: HostCluster, structure: Structure) {
-        if self.contains(cluster)
-            && let Some(case) = self.cases.get_mut(&cluster)
-        {
-            case.structures.push(structure);
+            if self.contains(item.cluster)
+                && let Some(case) = self.cases.get_mut(&item.cluster)
+            {
+                case.structures.push(structure);
+            }
         }
     }
 

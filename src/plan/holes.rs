@@ -1,0 +1,33 @@
+//! Holes of the file, stepped over by whoever looks at places in order.
+//!
+//! Comes in: byte offsets, none before the one asked about last. Goes out: where the next bytes are stored. Never here: a
+//! question to the file system while the last answer still holds; what the bytes mean.
+
+use std::io;
+
+use crate::storage::Storage;
+
+/// Where the next stored bytes are.
+pub(super) struct Holes<'a, S: ?Sized> {
+    storage: &'a S,
+    /// Nothing but a hole lies between the last offset asked about and this one.
+    next_data: u64,
+}
+
+impl<'a, S: Storage + ?Sized> Holes<'a, S> {
+    pub(super) fn new(storage: &'a S) -> Self {
+        Self {
+            storage,
+            next_data: 0,
+        }
+    }
+
+    /// The first byte from `offset` on that may be stored, `u64::MAX` where none is.
+    pub(super) fn next_stored(&mut self, offset: u64) -> io::Result<u64> {
+        if self.next_data <= offset {
+            let next = self.storage.next_data(offset)?;
+            self.next_data = next.unwrap_or(u64::MAX).max(offset);
+        }
+        Ok(self.next_data)
+    }
+}
