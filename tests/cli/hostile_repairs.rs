@@ -236,7 +236,7 @@ fn a_deep_read_of_a_byte_here_and_there_reads_the_tables_for_all_of_them_togethe
     parts.extend([
         (
             1 << 20,
-            words((0..tables).map(|table| 1 << 63 | (2 << 20) + table * 512)),
+            words((0..tables).map(|table| (1 << 63) | ((2 << 20) + table * 512))),
         ),
         (2 << 20, words(named)),
     ]);
