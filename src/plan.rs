@@ -351,7 +351,9 @@ fn attempt<S: Storage>(
                 break;
             }
         }
-        let counts = rehearsal::counts(&examination.notes.findings);
+        let known = &examination.notes;
+        let counts = rehearsal::counts(&known.findings);
+        let is_consistent = rehearsal::is_consistent(&known.findings, &known.coverage);
         drop(examination);
         drop(image);
         for (pass, reasons) in withheld {
@@ -360,6 +362,8 @@ fn attempt<S: Storage>(
         if let Some((pass, stages, changes)) = done {
             draft.begin(pass, counts, &stages);
             draft.push(stages, &changes, wishes);
+        } else {
+            draft.is_consistent = Some(is_consistent);
         }
     }
     let before = before.unwrap_or_else(|| check(image, options, progress));

@@ -90,20 +90,17 @@ impl StoredOnes {
             let counts = RegionCounts::read(walk, survey, region);
             let words = suspects.words_of(region);
             for (start, word) in region_clusters(region).step_by(64).zip(words) {
-                let (mut one, mut unknown, mut rest) = (0, 0, word);
-                while rest != 0 {
-                    let bit = rest & rest.wrapping_neg();
-                    let cluster = HostCluster(start + u64::from(rest.trailing_zeros()));
-                    match counts.get(cluster) {
-                        Some(1) => one |= bit,
-                        Some(_) => {}
-                        None => unknown |= bit,
-                    }
-                    rest &= rest - 1;
+                if word == 0 {
+                    continue;
                 }
-                for (set, bits) in [(&stored.one, one), (&stored.unknown, unknown)] {
-                    if bits != 0 {
-                        set.insert_word(HostCluster(start), bits);
+                let counts = counts.word(HostCluster(start));
+                let sets = [
+                    (&stored.one, counts.ones),
+                    (&stored.unknown, counts.unknown),
+                ];
+                for (set, bits) in sets {
+                    if bits & word != 0 {
+                        set.insert_word(HostCluster(start), bits & word);
                     }
                 }
             }
@@ -159,12 +156,23 @@ pub(super) fn walk_again<S: Storage>(
     purpose: &Purpose<'_>,
     notes: &mut Notes,
 ) -> OwnerRuns {
+    walk_tables_again(walk, survey, &survey.l2_tables, purpose, notes)
+}
+
+/// Notes the claims, and reads some of the L2 tables again.
+pub(super) fn walk_tables_again<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    tables: &[L2Item],
+    purpose: &Purpose<'_>,
+    notes: &mut Notes,
+) -> OwnerRuns {
     let mut owners = OwnerRuns::default();
     note_claims(walk, survey, purpose, &mut owners, notes);
-    let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
+    let total_bytes = tables.len() as u64 * walk.geometry.cluster_bytes();
     walk.progress.begin(Phase::Owners, total_bytes);
     let rules = Rules::new(walk);
-    let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
+    let visitors = read_tables(walk, tables, || Visitor {
         rules: &rules,
         purpose,
         owners: OwnerRuns::default(),

@@ -46,6 +46,8 @@ pub(super) struct Draft<'a, S> {
     steps: Vec<Step>,
     freed: BTreeSet<HostCluster>,
     length_bytes: u64,
+    /// Whether nothing is wrong but bits that say so, where an examination of the image as it would be so far has told.
+    pub(super) is_consistent: Option<bool>,
 }
 
 impl<'a, S: Storage> Draft<'a, S> {
@@ -60,6 +62,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             steps: Vec::new(),
             freed: BTreeSet::new(),
             length_bytes: image.file_bytes(),
+            is_consistent: None,
         }
     }
 
@@ -126,6 +129,7 @@ impl<'a, S: Storage> Draft<'a, S> {
 
     /// Adds what a pass wants.
     pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
+        self.is_consistent = None;
         // The bits that guard the repair give nothing up, whoever accepts whatever.
         let is_about_data =
             |stage: &&Stage| !matches!(stage.kind, StageKind::Guard | StageKind::ClearState);
@@ -202,12 +206,18 @@ impl<'a, S: Storage> Draft<'a, S> {
         options: Options,
         progress: &Progress,
     ) -> Result<Outcome, Error> {
-        let mut after = self.rehearse(options, progress)?;
+        let mut rehearsed = None;
+        let is_consistent = if let Some(known) = self.is_consistent {
+            known
+        } else {
+            let check = rehearsed.insert(self.rehearse(options, progress)?);
+            is_consistent(&check.findings, &check.coverage)
+        };
         // Leaks alone are lowered, or not, without a word about the state of the rest.
         if let Some(features) = state_bits::final_features(
             &before.header,
             self.is_guarded(),
-            is_consistent(&after),
+            is_consistent,
             wishes.mode,
         ) {
             let patch = state_bits::features_patch(StageKind::ClearState, features);
@@ -221,8 +231,12 @@ impl<'a, S: Storage> Draft<'a, S> {
                 .map_err(|source| read_error(self.path, source))?;
             drop(image);
             self.push(last, &changes, wishes);
-            after = self.rehearse(options, progress)?;
+            rehearsed = None;
         }
+        let after = match rehearsed {
+            Some(check) => check,
+            None => self.rehearse(options, progress)?,
+        };
         let withheld = mem::take(&mut self.withheld).into_iter();
         let mut withheld: Vec<Withheld> = withheld.map(|(_, reason)| reason).collect();
         if !self.stages.is_empty()

@@ -11,13 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::changes::Withheld;
 use super::{Pass, STOPPED};
 use crate::check::Check;
+use crate::coverage::Coverage;
 use crate::finding::{Code, Findings, Severity};
 
 /// Whether nothing is wrong but bits that say so.
-pub(super) fn is_consistent(check: &Check) -> bool {
-    let corruptions = check.findings.count_of(Severity::Corruption);
-    let corrupt_bit = check.findings.total_of(Code::CorruptBitSet).count;
-    corruptions == corrupt_bit && check.coverage.complete().is_some()
+pub(super) fn is_consistent(findings: &Findings, coverage: &Coverage) -> bool {
+    let corruptions = findings.count_of(Severity::Corruption);
+    let corrupt_bit = findings.total_of(Code::CorruptBitSet).count;
+    corruptions == corrupt_bit && coverage.complete().is_some()
 }
 
 /// How often everything is found.
