@@ -130,6 +130,8 @@ pub(crate) struct Examination<'a, S> {
     statistics: Statistics,
     /// The storage is a block device, which cannot grow.
     pub(crate) is_block_device: bool,
+    /// How long a plan may make the file.
+    pub(crate) max_file_bytes: u64,
     /// Something of the active mapping has no COPIED flag: it has another user, or had one.
     pub(crate) has_unflagged: bool,
 }
@@ -184,6 +186,7 @@ pub(crate) fn examine<'a, S: Storage>(
         differences: OnceLock::new(),
         statistics,
         is_block_device: options.is_block_device,
+        max_file_bytes: u64::MAX,
         has_unflagged: settled.has_unflagged,
     })
 }

@@ -308,17 +308,19 @@ fn attempt<S: Storage>(
     let read = |source| read_error(image.path(), source);
     let original = image;
     let mut draft = Draft::new(original);
+    let max_file_bytes = space::max_file_bytes(original);
     let mut before = None;
     let passes = wishes.mode.passes().iter().copied();
     let is_left_out = |pass: Pass| left_out.iter().any(|culprit| culprit.pass == pass);
     let mut passes = passes.filter(|&pass| !is_left_out(pass)).peekable();
     while passes.peek().is_some() {
         let image = Image::open(draft.overlay(), original.path())?;
-        let Ok(examination) = examine(&image, options, progress) else {
+        let Ok(mut examination) = examine(&image, options, progress) else {
             return Ok(Outcome::plan(nothing_to_locate(
                 original, options, progress,
             )));
         };
+        examination.max_file_bytes = max_file_bytes;
         if let Some(reason) = unread(&examination, before.is_none()) {
             let check = before.unwrap_or_else(|| examination.to_check());
             let withheld = evidence::all(&check, reason);

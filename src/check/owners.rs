@@ -89,21 +89,23 @@ fn tables_of_singles<S: Storage>(
             if asked & !singles.all() != 0 {
                 return None;
             }
-            let guest = asked & singles.guest;
-            let stretches = guest & !(guest << 1);
-            if guest != 0 {
-                let range_of = |bit: u32| {
-                    let first = singles.first_guest_cluster;
-                    first.wrapping_add(u64::from(bit)) / walk.geometry.l2_entries()
-                };
-                let known = ranges.len();
-                ranges.extend(range_of(guest.trailing_zeros())..=range_of(guest.ilog2()));
-                // A stretch is two where one table ends and another begins.
-                run_count += ranges.len() - known;
+            for guest in singles.guests {
+                let bits = asked & guest.bits;
+                let stretches = bits & !(bits << 1);
+                run_count += u64::from(stretches.count_ones());
+                if bits != 0 {
+                    let range_of = |bit: u32| {
+                        let first = guest.first_guest_cluster;
+                        first.wrapping_add(u64::from(bit)) / walk.geometry.l2_entries()
+                    };
+                    let (first, last) = (range_of(bits.trailing_zeros()), range_of(bits.ilog2()));
+                    ranges.extend(first..=last);
+                    // A stretch is two where one table ends and another begins.
+                    run_count += last.saturating_sub(first);
+                }
             }
-            let runs = stretches.count_ones() + (asked & singles.metadata).count_ones();
-            run_count += usize::try_from(runs).unwrap_or(0);
-            if run_count > RUNS_PER_GROUP {
+            run_count += u64::from((asked & singles.metadata).count_ones());
+            if run_count > RUNS_PER_GROUP as u64 {
                 return None;
             }
         }

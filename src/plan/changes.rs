@@ -19,11 +19,34 @@ pub(super) struct Changes {
     /// Clusters that nothing uses any more when the pass is done.
     pub(super) released: Vec<ClusterRange>,
     /// Clusters whose count goes to zero.
-    pub(super) freed: Vec<HostCluster>,
+    pub(super) freed: Ranges,
     /// Somebody's acceptance of a loss is what some of this rests on.
     pub(super) gave_up: bool,
     /// What the pass leaves as it is, and why.
     pub(super) withheld: Vec<Withheld>,
+}
+
+/// Clusters that mostly follow one another.
+#[derive(Debug, Default)]
+pub(super) struct Ranges(Vec<ClusterRange>);
+
+impl Ranges {
+    pub(super) fn iter(&self) -> impl Iterator<Item = ClusterRange> {
+        self.0.iter().copied()
+    }
+}
+
+impl FromIterator<HostCluster> for Ranges {
+    fn from_iter<I: IntoIterator<Item = HostCluster>>(clusters: I) -> Self {
+        let mut ranges: Vec<ClusterRange> = Vec::new();
+        for cluster in clusters {
+            match ranges.last_mut() {
+                Some(last) if last.end() == cluster.0 => last.count += 1,
+                _ => ranges.push(ClusterRange::one(cluster)),
+            }
+        }
+        Self(ranges)
+    }
 }
 
 /// A cluster that nothing uses so far, and what goes into it.

@@ -3,9 +3,10 @@
 //! Comes in: an image, then the changes of one pass after another. Goes out: the finished [`Plan`], rehearsed. Never here:
 //! deciding on a change, but for the guard before the first and the state bits after the last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::path::Path;
 
 use super::changes::{Changes, Withheld};
@@ -20,6 +21,7 @@ use crate::finding::Code;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::qcow2::{ClusterRange, HostCluster};
+use crate::refcount_map::{ClusterSet, by_word, region_clusters};
 use crate::storage::{Overlay, Storage};
 
 /// What comes of an attempt at a plan.
@@ -44,7 +46,7 @@ pub(super) struct Draft<'a, S> {
     withheld: Vec<(Pass, Withheld)>,
     notes: DraftNotes,
     steps: Vec<Step>,
-    freed: BTreeSet<HostCluster>,
+    freed: ClusterSet,
     length_bytes: u64,
     /// Whether nothing is wrong but bits that say so, where an examination of the image as it would be so far has told.
     pub(super) is_consistent: Option<bool>,
@@ -60,7 +62,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             withheld: Vec::new(),
             notes: DraftNotes::new(),
             steps: Vec::new(),
-            freed: BTreeSet::new(),
+            freed: ClusterSet::new(),
             length_bytes: image.file_bytes(),
             is_consistent: None,
         }
@@ -97,7 +99,7 @@ impl<'a, S: Storage> Draft<'a, S> {
         sectors::lay_out(
             &self.overlay,
             patches,
-            &changes.fresh,
+            mem::take(&mut changes.fresh),
             &changes.copies,
             geometry.cluster_bytes(),
         )
@@ -146,7 +148,9 @@ impl<'a, S: Storage> Draft<'a, S> {
         for cluster in changes.released.iter().flat_map(|range| range.clusters()) {
             self.notes.released.insert(cluster);
         }
-        self.freed.extend(&changes.freed);
+        for range in changes.freed.iter() {
+            self.freed.insert_run(range);
+        }
         self.stages.extend(stages);
     }
 
@@ -155,30 +159,42 @@ impl<'a, S: Storage> Draft<'a, S> {
     fn given_back(&self, cluster_bits: u32) -> Vec<ClusterRange> {
         let clusters_of =
             |start: u64, end: u64| start >> cluster_bits..end.div_ceil(1 << cluster_bits);
-        let mut written = BTreeSet::new();
+        let written = ClusterSet::new();
+        let write = |clusters: Range<u64>| {
+            written.insert_run(ClusterRange {
+                start: HostCluster(clusters.start),
+                count: clusters.end.saturating_sub(clusters.start),
+            });
+        };
         for stage in &self.stages {
             for edit in &stage.edits {
-                written.extend(clusters_of(
+                write(clusters_of(
                     edit.offset,
                     edit.offset + edit.after.len() as u64,
                 ));
             }
             for copy in &stage.copies {
-                written.extend(clusters_of(copy.to, copy.to + copy.bytes));
+                write(clusters_of(copy.to, copy.to + copy.bytes));
             }
         }
         let whole_clusters = self.length_bytes >> cluster_bits;
+        let in_file = |region: &u64| region_clusters(*region).start < whole_clusters;
         let mut ranges: Vec<ClusterRange> = Vec::new();
-        for &cluster in &self.freed {
-            if !self.notes.was_leaked(cluster)
-                || cluster.0 >= whole_clusters
-                || written.contains(&cluster.0)
-            {
-                continue;
-            }
-            match ranges.last_mut() {
-                Some(last) if last.end() == cluster.0 => last.count += 1,
-                _ => ranges.push(ClusterRange::one(cluster)),
+        for region in self.freed.regions().take_while(in_file) {
+            let mut clusters = region_clusters(region);
+            clusters.end = clusters.end.min(whole_clusters);
+            let all = ClusterRange {
+                start: HostCluster(clusters.start),
+                count: clusters.end - clusters.start,
+            };
+            for part in by_word(all) {
+                let freed = self.freed.bits_of(part) & self.notes.leaked_bits(part);
+                for range in part.runs_of(freed & !written.bits_of(part)) {
+                    match ranges.last_mut() {
+                        Some(last) if last.end() == range.start.0 => last.count += range.count,
+                        _ => ranges.push(range),
+                    }
+                }
             }
         }
         ranges
@@ -248,7 +264,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             withheld.push(refusal.withheld);
 
             self.stages = Vec::new();
-            self.freed = BTreeSet::new();
+            self.freed = ClusterSet::new();
         }
         withheld.extend(left_out.iter().flat_map(|culprit| culprit.withheld(&after)));
         evidence::say_what_is_left(&after, &mut withheld);

@@ -9,8 +9,7 @@ use std::io;
 use super::remains;
 use crate::check::{Difference, Examination};
 use crate::finding::Code;
-use crate::qcow2::HostCluster;
-use crate::refcount_map::ClusterSet;
+use crate::refcount_map::{ClusterSet, WordPart};
 use crate::storage::Storage;
 
 /// What passes have to know of those before them, and of the image as it is.
@@ -61,10 +60,9 @@ impl DraftNotes {
         self.doubt.get().and_then(Cell::get)
     }
 
-    /// Whether a cluster is leaked in the image as it is.
-    pub(super) fn was_leaked(&self, cluster: HostCluster) -> bool {
-        let leaked = self.leaked.get();
-        leaked.is_some_and(|set| set.contains(cluster))
+    /// Those of a part that are leaked in the image as it is, as bits of its word.
+    pub(super) fn leaked_bits(&self, part: WordPart) -> u64 {
+        self.leaked.get().map_or(0, |leaked| leaked.bits_of(part))
     }
 }
 

@@ -396,7 +396,9 @@ fn place<S: Storage>(
             .filter(|index| !structure.blocks.contains_key(index))
             .collect();
         for &index in &missing {
-            let cluster = space.take(1, 1).ok_or_else(|| no_room(examination))?;
+            let cluster = space
+                .take_for_counts(1)
+                .ok_or_else(|| no_room(examination))?;
             structure.blocks.insert(index, cluster);
         }
         let is_table_needed = damage.has_lost_table || !structure.blocks.is_empty();
@@ -413,7 +415,7 @@ fn place<S: Storage>(
                 space.forget(small.start.0..small.end());
             }
             let start = space
-                .take(clusters, 1)
+                .take_for_counts(clusters)
                 .ok_or_else(|| no_room(examination))?;
             structure.table = Some(ClusterRange {
                 start,

@@ -24,7 +24,7 @@ const MAX_EDIT_BYTES: usize = 1 << 20;
 pub(super) fn lay_out(
     storage: &impl Storage,
     mut patches: Vec<Patch>,
-    fresh: &[Fresh],
+    fresh: Vec<Fresh>,
     copies: &[FreshCopy],
     cluster_bytes: u64,
 ) -> io::Result<Vec<Stage>> {
@@ -146,7 +146,7 @@ mod tests {
             Patch::refcount(StageKind::RaiseRefcounts, BECAUSE, 512, 4, 0, 9),
             Patch::refcount(StageKind::RaiseRefcounts, BECAUSE, 1024, 4, 0, 9),
         ];
-        let stages = lay_out(&storage, patches, &[], &[], 512).expect("memory can be read");
+        let stages = lay_out(&storage, patches, Vec::new(), &[], 512).expect("memory can be read");
         assert_eq!(stages.len(), 2);
         assert_eq!(stages[0].kind, StageKind::RaiseRefcounts);
         assert_eq!(

@@ -1,8 +1,8 @@
 //! The tally: exact reference counts, for suspect clusters only.
 //!
 //! Most suspects have one reference, and most of these come in runs. So a reference is a bit where it can be one: for guest
-//! data, if the clusters of its word that came first hold the guest clusters that its neighbours would have; for a structure,
-//! if it is the first. Only the other references have counters, made where they are needed.
+//! data, if it goes along with what other clusters of its word hold; for a structure, if it is the first. Only the other
+//! references have counters, made where they are needed.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -12,17 +12,57 @@ use super::cluster_set::{ClusterSet, WORDS};
 use super::{Identity, METADATA, NOBODY, by_word, locate};
 use crate::qcow2::{ClusterRange, HostCluster};
 
+/// Clusters of a word that hold the guest clusters which their neighbours would have, with one reference each.
+#[derive(Debug)]
+struct Series {
+    /// The guest cluster that the first cluster of the word would hold, plus 64; 0 before the first reference.
+    origin: AtomicU64,
+    taken: AtomicU64,
+}
+
+impl Series {
+    const NONE: Self = Self {
+        origin: AtomicU64::new(0),
+        taken: AtomicU64::new(0),
+    };
+
+    /// Takes one reference to each of some suspects, the first of them for a guest cluster; returns those that were taken,
+    /// or `None` where they are no part of the series.
+    fn take(&self, suspects: u64, guest_cluster: u64) -> Option<u64> {
+        let bit = u64::from(suspects.trailing_zeros());
+        let origin = guest_cluster.wrapping_sub(bit).wrapping_add(64);
+        let mut known = self.origin.load(Relaxed);
+        if known == 0 {
+            let exchanged = self.origin.compare_exchange(0, origin, Relaxed, Relaxed);
+            known = exchanged.map_or_else(|other| other, |_| origin);
+        }
+        let is_part = known == origin && origin != 0;
+        is_part.then(|| take(&self.taken, suspects))
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.load(Relaxed)
+    }
+
+    /// The guest cluster that the first cluster of the word would hold.
+    fn first_guest_cluster(&self) -> u64 {
+        self.origin.load(Relaxed).wrapping_sub(64)
+    }
+}
+
+/// Sets bits; returns those that were not set.
+fn take(bits: &AtomicU64, wanted: u64) -> u64 {
+    wanted & !bits.fetch_or(wanted, Relaxed)
+}
+
 /// Suspects among 64 clusters, with the references that are a bit each.
 #[derive(Debug)]
 struct Line {
     suspects: u64,
     /// Suspects of the region in the lines before.
     rank: u16,
-    /// The guest cluster that the first cluster of the word would hold if it went along with the others, plus 64; 0 before
-    /// the first reference.
-    guest_origin: AtomicU64,
-    /// One reference by guest data, of the guest cluster that follows from the origin.
-    guest: AtomicU64,
+    /// Guest data: one series, or two with a table between them.
+    guests: [Series; 2],
     /// One reference by a structure.
     metadata: AtomicU64,
 }
@@ -30,33 +70,33 @@ struct Line {
 impl Line {
     /// Takes one reference to each of some suspects, the first of them for `identity`; returns those that were taken.
     fn take(&self, suspects: u64, identity: Identity) -> u64 {
-        let bits = match identity {
-            Identity::Metadata => &self.metadata,
-            Identity::Guest(cluster) if self.is_in_line(cluster, suspects.trailing_zeros()) => {
-                &self.guest
+        let taken = match identity {
+            Identity::Metadata => Some(take(&self.metadata, suspects)),
+            Identity::Guest(cluster) => {
+                let mut guests = self.guests.iter();
+                guests.find_map(|series| series.take(suspects, cluster))
             }
-            Identity::Guest(_) | Identity::Compressed => return 0,
+            Identity::Compressed => None,
         };
-        suspects & !bits.fetch_or(suspects, Relaxed)
+        taken.unwrap_or(0)
     }
 
-    /// Whether a guest cluster goes along with the first that was referred to here; the first one does.
-    fn is_in_line(&self, guest_cluster: u64, bit: u32) -> bool {
-        let origin = guest_cluster.wrapping_sub(u64::from(bit)).wrapping_add(64);
-        let known = self.guest_origin.load(Relaxed);
-        if known != 0 || origin == 0 {
-            return known == origin && origin != 0;
-        }
-        let exchanged = self
-            .guest_origin
-            .compare_exchange(0, origin, Relaxed, Relaxed);
-        exchanged.map_or_else(|other| other == origin, |_| true)
-    }
-
-    /// What guest data at a bit that was taken is.
-    fn identity_at(&self, bit: u32) -> Identity {
-        let origin = self.guest_origin.load(Relaxed);
-        Identity::Guest(origin.wrapping_sub(64).wrapping_add(u64::from(bit)))
+    /// What refers to the cluster at a bit, as far as bits tell, by numbers.
+    fn identities(&self, bit: u32) -> [u32; 3] {
+        let number = |is_set: u64, identity: Identity| {
+            if is_set >> bit & 1 == 0 {
+                NOBODY
+            } else {
+                identity.number()
+            }
+        };
+        let guest = |series: &Series| {
+            let cluster = series.first_guest_cluster().wrapping_add(u64::from(bit));
+            number(series.taken(), Identity::Guest(cluster))
+        };
+        let [one, other] = &self.guests;
+        let metadata = number(self.metadata.load(Relaxed), Identity::Metadata);
+        [guest(one), guest(other), metadata]
     }
 
     /// Where a suspect's counter is among those of the region.
@@ -108,8 +148,7 @@ impl Region {
             lines.push(Line {
                 suspects,
                 rank: total,
-                guest_origin: AtomicU64::new(0),
-                guest: AtomicU64::new(0),
+                guests: [Series::NONE, Series::NONE],
                 metadata: AtomicU64::new(0),
             });
             // A region has 2^15 clusters.
@@ -271,19 +310,24 @@ impl Tally {
 /// The suspects of a word that have one reference each, by what refers to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Singles {
-    /// Guest data.
-    pub(crate) guest: u64,
+    pub(crate) guests: [GuestSingles; 2],
     /// Structures.
     pub(crate) metadata: u64,
-    /// What the word's first cluster would hold, if guest data was in it: each next cluster has the next guest cluster. It
-    /// may be less than zero, and has wrapped around then.
+}
+
+/// Those of guest clusters that follow one another as their clusters do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GuestSingles {
+    pub(crate) bits: u64,
+    /// What the word's first cluster would hold. It may be less than zero, and has wrapped around then.
     pub(crate) first_guest_cluster: u64,
 }
 
 impl Singles {
     /// All of them.
     pub(crate) fn all(self) -> u64 {
-        self.guest | self.metadata
+        let [one, other] = self.guests;
+        one.bits | other.bits | self.metadata
     }
 }
 
@@ -298,8 +342,8 @@ impl RegionTally<'_> {
     /// References to a cluster of the region; `None` if it is no suspect.
     pub(crate) fn count(self, cluster: HostCluster) -> Option<u64> {
         let (region, line, bit) = self.find(cluster)?;
-        let of = |bits: &AtomicU64| bits.load(Relaxed) >> bit & 1;
-        let small = of(&line.guest) + of(&line.metadata);
+        let identities = line.identities(bit).into_iter();
+        let small = identities.filter(|number| *number != NOBODY).count() as u64;
         let Some(counters) = region.counters.get() else {
             return Some(small);
         };
@@ -318,16 +362,19 @@ impl RegionTally<'_> {
         let Some((region, line, bit)) = self.find(cluster) else {
             return false;
         };
-        let is_set = |bits: &AtomicU64| bits.load(Relaxed) >> bit & 1 != 0;
-        let (guest, metadata) = (is_set(&line.guest), is_set(&line.metadata));
         let counted = region.counters.get();
         let counted = counted.map_or(NOBODY, |counters| counters.identity(line.rank_of(bit)));
-        let is_counted = counted != NOBODY;
-        // A structure shares with nobody, not even its like.
-        let is_shared = metadata && (guest || is_counted);
-        is_shared
-            || (guest && is_counted && counted != line.identity_at(bit).number())
-            || (!self.tally.conflicts.is_empty() && self.tally.conflicts.contains(cluster))
+        let [one, other, metadata] = line.identities(bit);
+        let mut known = NOBODY;
+        for number in [one, other, metadata, counted] {
+            // A structure shares with nobody, not even its like.
+            let is_shared = number != NOBODY && known != NOBODY;
+            if is_shared && (number != known || number == METADATA) {
+                return true;
+            }
+            known = known.max(number);
+        }
+        !self.tally.conflicts.is_empty() && self.tally.conflicts.contains(cluster)
     }
 
     /// The suspects of the word from `start` on, a multiple of 64, that have exactly one reference and no other note.
@@ -339,8 +386,10 @@ impl RegionTally<'_> {
         let Some((region, line)) = found else {
             return Singles::default();
         };
-        let (guest, metadata) = (line.guest.load(Relaxed), line.metadata.load(Relaxed));
-        let mut single = guest ^ metadata;
+        let metadata = line.metadata.load(Relaxed);
+        let [one, other] = line.guests.each_ref().map(Series::taken);
+        let any = one | other | metadata;
+        let mut single = any & !((one & other) | ((one | other) & metadata));
         if let Some(counters) = region.counters.get() {
             let mut rest = single;
             while rest != 0 {
@@ -351,11 +400,12 @@ impl RegionTally<'_> {
                 rest &= rest - 1;
             }
         }
-        let origin = line.guest_origin.load(Relaxed);
         Singles {
-            guest: guest & single,
+            guests: line.guests.each_ref().map(|series| GuestSingles {
+                bits: series.taken() & single,
+                first_guest_cluster: series.first_guest_cluster(),
+            }),
             metadata: metadata & single,
-            first_guest_cluster: origin.wrapping_sub(64),
         }
     }
 
@@ -489,8 +539,9 @@ mod tests {
                 let singles = of_region.singles(HostCluster(cluster.0 - bit));
                 let single = singles.all() >> bit & 1 != 0;
                 assert!(!single || expected == Some(1), "seed {seed}, {cluster:?}");
-                if singles.guest >> bit & 1 != 0 {
-                    let guest_cluster = singles.first_guest_cluster.wrapping_add(bit);
+                let mut guests = singles.guests.iter();
+                if let Some(guest) = guests.find(|guest| guest.bits >> bit & 1 != 0) {
+                    let guest_cluster = guest.first_guest_cluster.wrapping_add(bit);
                     assert_eq!(one.identities, [Identity::Guest(guest_cluster)]);
                 } else if single {
                     assert_eq!(one.identities, [Identity::Metadata]);
@@ -500,22 +551,21 @@ mod tests {
     }
 
     #[test]
-    fn guest_data_in_a_line_is_counted_by_bits_alone() {
-        let asked: Vec<u64> = (100..200).collect();
-        let tally = Tally::new(&suspects(&asked));
-        let run = ClusterRange {
-            start: HostCluster(100),
-            count: 100,
+    fn guest_data_with_a_table_in_between_is_counted_by_bits_alone() {
+        let tally = Tally::new(&suspects(&(100..200).collect::<Vec<_>>()));
+        let run = |start: u64, end: u64| ClusterRange {
+            start: HostCluster(start),
+            count: end - start,
         };
-        tally.add_run(run, 1, Identity::Guest(7));
+        tally.add_run(run(100, 150), 1, Identity::Guest(7));
+        tally.add(HostCluster(150), 1, Identity::Metadata);
+        tally.add_run(run(151, 200), 1, Identity::Guest(57));
         let singles = tally.of_region(0).singles(HostCluster(128));
-        assert_eq!((singles.guest, singles.first_guest_cluster), (u64::MAX, 35));
-        assert!(
-            tally
-                .regions
-                .values()
-                .all(|region| region.counters.get().is_none())
-        );
+        let guests = singles.guests;
+        let guests = guests.map(|guest| (guest.bits.count_ones(), guest.first_guest_cluster));
+        assert_eq!((guests, singles.metadata), ([(22, 35), (41, 34)], 1 << 22));
+        let mut regions = tally.regions.values();
+        assert!(regions.all(|region| region.counters.get().is_none()));
     }
 
     #[test]
