@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::changes::{Changes, Patch};
+use super::changes::{Changes, Patch, PlannedCounts};
 use super::evidence::{self, Permit};
 use super::notes::{DraftNotes, is_leaked};
 use super::remains;
@@ -134,7 +134,7 @@ fn planned_counts<S: Storage>(
     permit: Permit<'_>,
     differences: &Differences,
     contested: &ClusterSet,
-) -> io::Result<Vec<Option<u64>>> {
+) -> io::Result<PlannedCounts> {
     let geometry = examination.walk.geometry;
     let lost = remains::lost_counts(examination)?;
     let garbage = refcounts::garbage(examination);
@@ -191,7 +191,7 @@ fn refcount_block(
 fn refcount_patches<S: Storage>(
     examination: &Examination<'_, S>,
     differences: &Differences,
-    counts: &[Option<u64>],
+    counts: &PlannedCounts,
 ) -> Vec<Patch> {
     let geometry = examination.walk.geometry;
     let mut patches = Vec::new();
@@ -210,14 +210,8 @@ fn refcount_patches<S: Storage>(
             _ => (StageKind::LowerRefcounts, Code::RefcountLeak),
         };
         let block_offset = geometry.offset_of(block).0;
-        patches.push(Patch::refcount(
-            stage,
-            because,
-            block_offset,
-            geometry.refcount_order(),
-            index,
-            count,
-        ));
+        let order = geometry.refcount_order();
+        Patch::refcount(stage, because, block_offset, order, index, count).add_to(&mut patches);
     }
     patches
 }
@@ -226,7 +220,7 @@ fn refcount_patches<S: Storage>(
 fn flag_patches<S: Storage>(
     examination: &Examination<'_, S>,
     differences: &Differences,
-    counts: &[Option<u64>],
+    counts: &PlannedCounts,
     contested: &ClusterSet,
 ) -> Vec<Patch> {
     if examination.walk.image.header().has_data_file() || differences.is_empty() {

@@ -480,6 +480,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::cast_possible_truncation, reason = "all numbers are small")]
     fn bits_and_counters_together_say_what_a_list_says() {
         const FIRST: u64 = 32_600;
         const CLUSTERS: u64 = 300;

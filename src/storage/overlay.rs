@@ -225,6 +225,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::cast_possible_truncation, reason = "all numbers are small")]
     fn what_was_laid_last_is_seen_however_it_lies_over_the_rest() {
         for seed in 0..300_u64 {
             let mut state = seed;
