@@ -49,7 +49,7 @@ use crate::storage::Storage;
 use changes::Changes;
 use draft::{Draft, Outcome};
 use notes::DraftNotes;
-use rehearsal::Culprit;
+use rehearsal::{Culprit, Known};
 
 pub use changes::Withheld;
 
@@ -353,20 +353,13 @@ fn attempt<S: Storage>(
                 break;
             }
         }
-        let known = &examination.notes;
-        let counts = rehearsal::counts(&known.findings);
-        let is_consistent = rehearsal::is_consistent(&known.findings, &known.coverage);
+        let known = Known::of(&examination.notes);
         drop(examination);
         drop(image);
         for (pass, reasons) in withheld {
             draft.withhold(pass, reasons);
         }
-        if let Some((pass, stages, changes)) = done {
-            draft.begin(pass, counts, &stages);
-            draft.push(stages, &changes, wishes);
-        } else {
-            draft.is_consistent = Some(is_consistent);
-        }
+        draft.go_on(done, known, wishes);
     }
     let before = before.unwrap_or_else(|| check(image, options, progress));
     draft.finish(before, wishes, left_out, options, progress)

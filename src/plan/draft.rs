@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::changes::{Changes, Withheld};
 use super::notes::DraftNotes;
-use super::rehearsal::{Culprit, Step, counts, is_better, is_consistent};
+use super::rehearsal::{Culprit, Known, Step, counts, is_better, is_consistent};
 use super::{
     Pass, Plan, RepairOptions, Stage, StageKind, evidence, read_error, sectors, state_bits,
 };
@@ -49,7 +49,7 @@ pub(super) struct Draft<'a, S> {
     freed: ClusterSet,
     length_bytes: u64,
     /// Whether nothing is wrong but bits that say so, where an examination of the image as it would be so far has told.
-    pub(super) is_consistent: Option<bool>,
+    is_consistent: Option<bool>,
 }
 
 impl<'a, S: Storage> Draft<'a, S> {
@@ -118,8 +118,23 @@ impl<'a, S: Storage> Draft<'a, S> {
             .any(|stage| stage.kind == StageKind::Guard)
     }
 
+    /// Goes on from an examination: with what a pass makes of it, or with the knowledge that none makes anything of it.
+    pub(super) fn go_on(
+        &mut self,
+        done: Option<(Pass, Vec<Stage>, Changes)>,
+        known: Known,
+        wishes: &RepairOptions,
+    ) {
+        if let Some((pass, stages, changes)) = done {
+            self.begin(pass, known.counts, &stages);
+            self.push(stages, &changes, wishes);
+        } else {
+            self.is_consistent = Some(known.is_consistent);
+        }
+    }
+
     /// Remembers which pass comes now, and what was wrong before it.
-    pub(super) fn begin(&mut self, pass: Pass, before: BTreeMap<Code, u64>, stages: &[Stage]) {
+    fn begin(&mut self, pass: Pass, before: BTreeMap<Code, u64>, stages: &[Stage]) {
         self.notes.was_recounted |= pass == Pass::Refcounts;
         let answers = stages.iter().flat_map(|stage| stage.changes.keys());
         self.steps.push(Step {
@@ -130,7 +145,7 @@ impl<'a, S: Storage> Draft<'a, S> {
     }
 
     /// Adds what a pass wants.
-    pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
+    fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
         self.is_consistent = None;
         // The bits that guard the repair give nothing up, whoever accepts whatever.
         let is_about_data =

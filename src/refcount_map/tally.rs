@@ -21,10 +21,12 @@ struct Series {
 }
 
 impl Series {
-    const NONE: Self = Self {
-        origin: AtomicU64::new(0),
-        taken: AtomicU64::new(0),
-    };
+    fn new() -> Self {
+        Self {
+            origin: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+        }
+    }
 
     /// Takes one reference to each of some suspects, the first of them for a guest cluster; returns those that were taken,
     /// or `None` where they are no part of the series.
@@ -148,7 +150,7 @@ impl Region {
             lines.push(Line {
                 suspects,
                 rank: total,
-                guests: [Series::NONE, Series::NONE],
+                guests: [Series::new(), Series::new()],
                 metadata: AtomicU64::new(0),
             });
             // A region has 2^15 clusters.
@@ -479,75 +481,87 @@ mod tests {
         }
     }
 
-    #[test]
-    #[expect(clippy::cast_possible_truncation, reason = "all numbers are small")]
-    fn bits_and_counters_together_say_what_a_list_says() {
-        const FIRST: u64 = 32_600;
-        const CLUSTERS: u64 = 300;
-        for seed in 0..400_u64 {
-            let mut state = seed;
-            let mut below = |limit: u64| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (state >> 33) % limit
+    const FIRST: u64 = 32_600;
+    const CLUSTERS: u64 = 300;
+
+    /// Suspects, and references to them and their neighbours.
+    fn some_case(seed: u64) -> (Vec<u64>, Vec<(ClusterRange, u64, Identity)>) {
+        let mut state = seed;
+        let mut below = |limit: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % limit
+        };
+        let asked = (FIRST..FIRST + CLUSTERS).filter(|_| below(3) > 0);
+        let asked = asked.collect();
+        let references = (0..below(12)).map(|_| {
+            let start = below(CLUSTERS);
+            let clusters = ClusterRange {
+                start: HostCluster(FIRST + start),
+                count: 1 + below(CLUSTERS - start),
             };
-            let asked: Vec<u64> = (FIRST..FIRST + CLUSTERS).filter(|_| below(3) > 0).collect();
+            let identity = match below(8) {
+                0 => Identity::Metadata,
+                1 => Identity::Compressed,
+                2 => Identity::Guest(below(4)),
+                // Mostly where its neighbours would be.
+                _ => Identity::Guest(start),
+            };
+            (clusters, 1 + below(5) / 4, identity)
+        });
+        let references = references.collect();
+        (asked, references)
+    }
+
+    #[test]
+    fn bits_and_counters_together_say_what_a_list_says() {
+        for seed in 0..400 {
+            let (asked, references) = some_case(seed);
             let tally = Tally::new(&suspects(&asked));
-            let mut listed = vec![Listed::default(); CLUSTERS as usize];
-            for _ in 0..below(12) {
-                let (start, weight) = (below(CLUSTERS), 1 + below(5) / 4);
-                let clusters = ClusterRange {
-                    start: HostCluster(FIRST + start),
-                    count: 1 + below(CLUSTERS - start),
-                };
-                let identity = match below(8) {
-                    0 => Identity::Metadata,
-                    1 => Identity::Compressed,
-                    // Mostly where its neighbours would be.
-                    2 => Identity::Guest(below(4)),
-                    _ => Identity::Guest(start),
-                };
+            let mut listed: BTreeMap<u64, Listed> = BTreeMap::new();
+            for (clusters, weight, identity) in references {
                 tally.add_run(clusters, weight, identity);
-                for distance in 0..clusters.count {
-                    let one = &mut listed[(start + distance) as usize];
+                for cluster in clusters.clusters() {
+                    let one = listed.entry(cluster.0).or_default();
                     one.count += weight;
-                    one.identities.push(identity.after(distance));
+                    let identity = identity.after(cluster.0 - clusters.start.0);
+                    one.identities.push(identity);
                 }
             }
-            for (cluster, one) in (FIRST..).map(HostCluster).zip(&listed) {
-                let of_region = tally.of_region(locate(cluster).0);
+            for cluster in (FIRST..FIRST + CLUSTERS).map(HostCluster) {
                 let is_asked = asked.contains(&cluster.0);
-                let expected = is_asked.then_some(one.count);
-                assert_eq!(
-                    of_region.count(cluster),
-                    expected,
-                    "seed {seed}, {cluster:?}"
-                );
-                let has_conflict = is_asked && one.has_conflict();
-                assert_eq!(
-                    tally.has_conflict(cluster),
-                    has_conflict,
-                    "seed {seed}, {cluster:?}"
-                );
-                let has_metadata = is_asked && one.identities.contains(&Identity::Metadata);
-                assert_eq!(
-                    tally.has_metadata(cluster),
-                    has_metadata,
-                    "seed {seed}, {cluster:?}"
-                );
-                let bit = cluster.0 % 64;
-                let singles = of_region.singles(HostCluster(cluster.0 - bit));
-                let single = singles.all() >> bit & 1 != 0;
-                assert!(!single || expected == Some(1), "seed {seed}, {cluster:?}");
-                let mut guests = singles.guests.iter();
-                if let Some(guest) = guests.find(|guest| guest.bits >> bit & 1 != 0) {
-                    let guest_cluster = guest.first_guest_cluster.wrapping_add(bit);
-                    assert_eq!(one.identities, [Identity::Guest(guest_cluster)]);
-                } else if single {
-                    assert_eq!(one.identities, [Identity::Metadata]);
-                }
+                let listed = listed.get(&cluster.0).filter(|_| is_asked);
+                let one = listed.cloned().unwrap_or_default();
+                expect_as_listed(&tally, cluster, is_asked, &one, seed);
             }
+        }
+    }
+
+    fn expect_as_listed(
+        tally: &Tally,
+        cluster: HostCluster,
+        is_asked: bool,
+        one: &Listed,
+        seed: u64,
+    ) {
+        let of_region = tally.of_region(locate(cluster).0);
+        let about = format!("seed {seed}, {cluster:?}");
+        let expected = is_asked.then_some(one.count);
+        assert_eq!(of_region.count(cluster), expected, "{about}");
+        assert_eq!(tally.has_conflict(cluster), one.has_conflict(), "{about}");
+        let has_metadata = one.identities.contains(&Identity::Metadata);
+        assert_eq!(tally.has_metadata(cluster), has_metadata, "{about}");
+        let bit = cluster.0 % 64;
+        let singles = of_region.singles(HostCluster(cluster.0 - bit));
+        let is_single = singles.all() >> bit & 1 != 0;
+        assert!(!is_single || expected == Some(1), "{about}");
+        let mut guests = singles.guests.iter();
+        if let Some(guest) = guests.find(|guest| guest.bits >> bit & 1 != 0) {
+            let guest_cluster = guest.first_guest_cluster.wrapping_add(bit);
+            assert_eq!(one.identities, [Identity::Guest(guest_cluster)], "{about}");
+        } else if is_single {
+            assert_eq!(one.identities, [Identity::Metadata], "{about}");
         }
     }
 
