@@ -295,6 +295,8 @@ impl Entries for Noting<'_, '_> {
             let identity = Identity::Guest(run.guest_cluster);
             tally.add_run(run.clusters, self.item.weight(), identity);
         }
+        // The code depends on the run's flags alone.
+        let mut open: Option<(ClusterRange, Code)> = None;
         for part in by_word(run.clusters) {
             let named = purpose.named.map_or(0, |set| set.bits_of(part));
             for clusters in part.runs_of(named) {
@@ -313,17 +315,18 @@ impl Entries for Noting<'_, '_> {
             let Some(stored) = stored else { continue };
             let (wrong, code) = stored.judge_word(part, suspects, run.copied);
             for clusters in part.runs_of(wrong) {
-                let place = Place::L2Entry {
-                    table: self.item.cluster,
-                    index: index_of(run, clusters),
-                };
-                let finding = Finding::new(code, place)
-                    .host(clusters)
-                    .guest(self.guest_of(run, clusters))
-                    .count(self.item.trees.active.saturating_mul(clusters.count));
-                self.visitor.notes.push(finding);
+                match &mut open {
+                    Some((known, _)) if known.end() == clusters.start.0 => {
+                        known.count += clusters.count;
+                    }
+                    _ => {
+                        let done = open.replace((clusters, code));
+                        self.note_flags(run, done);
+                    }
+                }
             }
         }
+        self.note_flags(run, open);
     }
 
     fn compressed(&mut self, entry: CompressedEntry) {
@@ -372,6 +375,22 @@ impl Entries for Noting<'_, '_> {
 }
 
 impl Noting<'_, '_> {
+    /// Notes that COPIED flags of part of a run are wrong, if any are.
+    fn note_flags(&mut self, run: Run, wrong: Option<(ClusterRange, Code)>) {
+        let Some((clusters, code)) = wrong else {
+            return;
+        };
+        let place = Place::L2Entry {
+            table: self.item.cluster,
+            index: index_of(run, clusters),
+        };
+        let finding = Finding::new(code, place)
+            .host(clusters)
+            .guest(self.guest_of(run, clusters))
+            .count(self.item.trees.active.saturating_mul(clusters.count));
+        self.visitor.notes.push(finding);
+    }
+
     /// The guest clusters of part of a run.
     fn guest_of(&self, run: Run, clusters: ClusterRange) -> GuestRange {
         let first = run
