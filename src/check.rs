@@ -25,7 +25,7 @@ mod verdict;
 mod witness;
 
 pub(crate) use claimed::stretches;
-pub(crate) use differences::{Difference, Differences};
+pub(crate) use differences::{Difference, DifferenceRun, Differences};
 pub use digest::metadata_digest;
 pub use map::{ClusterUse, HostMap, MapCell, check_and_map};
 pub use verdict::Verdict;
@@ -132,6 +132,10 @@ pub(crate) struct Examination<'a, S> {
     statistics: Statistics,
     /// The storage is a block device, which cannot grow.
     pub(crate) is_block_device: bool,
+    /// How long a plan may make the file.
+    pub(crate) max_file_bytes: u64,
+    /// Something of the active mapping has no COPIED flag: it has another user, or had one.
+    pub(crate) has_unflagged: bool,
 }
 
 /// Walks and settles an image; without a cluster size there are only the notes on its header.
@@ -184,6 +188,8 @@ pub(crate) fn examine<'a, S: Storage>(
         differences: OnceLock::new(),
         statistics,
         is_block_device: options.is_block_device,
+        max_file_bytes: u64::MAX,
+        has_unflagged: settled.has_unflagged,
     })
 }
 

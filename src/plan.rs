@@ -50,7 +50,7 @@ use crate::storage::Storage;
 use changes::Changes;
 use draft::{Draft, Outcome};
 use notes::DraftNotes;
-use rehearsal::Culprit;
+use rehearsal::{Culprit, Known};
 
 pub use changes::Withheld;
 
@@ -309,17 +309,19 @@ fn attempt<S: Storage>(
     let read = |source| read_error(image.path(), source);
     let original = image;
     let mut draft = Draft::new(original);
+    let max_file_bytes = space::max_file_bytes(original);
     let mut before = None;
     let passes = wishes.mode.passes().iter().copied();
     let is_left_out = |pass: Pass| left_out.iter().any(|culprit| culprit.pass == pass);
     let mut passes = passes.filter(|&pass| !is_left_out(pass)).peekable();
     while passes.peek().is_some() {
         let image = Image::open(draft.overlay(), original.path())?;
-        let Ok(examination) = examine(&image, options, progress) else {
+        let Ok(mut examination) = examine(&image, options, progress) else {
             return Ok(Outcome::plan(nothing_to_locate(
                 original, options, progress,
             )));
         };
+        examination.max_file_bytes = max_file_bytes;
         if let Some(reason) = unread(&examination, before.is_none()) {
             let check = before.unwrap_or_else(|| examination.to_check());
             let withheld = evidence::all(&check, reason);
@@ -352,16 +354,13 @@ fn attempt<S: Storage>(
                 break;
             }
         }
-        let counts = rehearsal::counts(&examination.notes.findings);
+        let known = Known::of(&examination.notes);
         drop(examination);
         drop(image);
         for (pass, reasons) in withheld {
             draft.withhold(pass, reasons);
         }
-        if let Some((pass, stages, changes)) = done {
-            draft.begin(pass, counts, &stages);
-            draft.push(stages, &changes, wishes);
-        }
+        draft.go_on(done, known, wishes);
     }
     let before = before.unwrap_or_else(|| check(image, options, progress));
     draft.finish(before, wishes, left_out, options, progress)

@@ -47,7 +47,7 @@ pub use luks::{
 pub use place::{Place, Tree};
 pub use refcount::{
     CountField, Counts64, RefcountTableEntry, count_field, counts_by_64, put_bits, refcount_at,
-    set_refcount_at,
+    set_refcount_at, set_refcounts,
 };
 pub use snapshot::{
     MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, SNAPSHOT_FIXED_BYTES,

@@ -17,8 +17,8 @@ mod sparse;
 mod tally;
 
 pub(crate) use cluster_set::ClusterSet;
-pub(crate) use ledger::{CopiedFlag, Directory, Ledger, Payment};
-pub(crate) use tally::Tally;
+pub(crate) use ledger::{CopiedFlag, Directory, Ledger, Payment, Unsettled};
+pub(crate) use tally::{RegionTally, Tally};
 
 use crate::qcow2::{ClusterRange, HostCluster};
 

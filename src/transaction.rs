@@ -21,6 +21,7 @@ mod used;
 use std::collections::BTreeSet;
 use std::io;
 use std::iter::repeat;
+use std::mem;
 use std::path::Path;
 
 use crate::check::{Check, Options, check};
@@ -89,6 +90,7 @@ pub fn apply<S: StorageMut, U: UndoSink>(
         journal,
         sectors_written: 0,
         stages_done: 0,
+        was: Vec::new(),
     };
     transaction.apply(plan, options, progress)?;
     let sectors_written = transaction.sectors_written;
@@ -146,6 +148,8 @@ struct Transaction<'a, S, U> {
     journal: Journal<U>,
     sectors_written: u64,
     stages_done: usize,
+    /// What was there before the last write, for the next to use the same memory.
+    was: Vec<u8>,
 }
 
 impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
@@ -171,15 +175,15 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
     }
 
     fn apply_stage(&mut self, stage: &Stage, plan: &Plan) -> Result<(), RepairError> {
+        let mut now = Vec::new();
         for edit in &stage.edits {
-            // Where the file ends, zeros are as good as nothing.
-            let mut before = edit.before.clone();
-            before.resize(edit.after.len(), 0);
-            let mut now = vec![0; before.len()];
+            now.resize(edit.after.len(), 0);
             self.storage
                 .read_at(edit.offset, &mut now)
                 .map_err(RepairError::Read)?;
-            if now != before {
+            // Where the file ends, zeros are as good as nothing.
+            let behind = now.strip_prefix(edit.before.as_slice());
+            if behind.is_none_or(|behind| behind.iter().any(|&byte| byte != 0)) {
                 self.put_back(plan).map_err(RepairError::PutBack)?;
                 return Err(RepairError::Changed {
                     offset: edit.offset,
@@ -216,7 +220,8 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.sectors_written += bytes.len().div_ceil(SECTOR_BYTES) as u64;
-        let mut was = vec![0; bytes.len()];
+        let mut was = mem::take(&mut self.was);
+        was.resize(bytes.len(), 0);
         // A sector that cannot be read may still be written to.
         let is_known = self.storage.read_at(offset, &mut was).is_ok();
         let written = self.storage.write_at(offset, bytes);
@@ -224,6 +229,7 @@ impl<S: StorageMut, U: UndoSink> Transaction<'_, S, U> {
             // The error counts, whatever comes of this.
             let _mended = self.mend_torn_sectors(offset, &was, bytes);
         }
+        self.was = was;
         written
     }
 

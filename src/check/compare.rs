@@ -7,12 +7,12 @@ use rayon::prelude::*;
 
 use super::Examination;
 use super::differences::{DifferenceRun, Differences};
-use super::stored::RegionCounts;
+use super::stored::{RegionCounts, StoredWord};
 use super::witness::Witnessed;
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding, Findings, Severity};
 use crate::qcow2::{ClusterRange, Geometry, HostCluster, Place};
-use crate::refcount_map::Ledger;
+use crate::refcount_map::{Ledger, RegionTally, Unsettled};
 use crate::storage::Storage;
 use crate::walk::{Notes, Survey, Walk};
 
@@ -132,20 +132,29 @@ fn for_each_account(
     let mut open: Option<Account> = None;
     let tally = witnessed.tally.of_region(region);
     let runs = ledger.unsettled_words(region).flat_map(|word| {
-        // Leaked ones that were paid by nobody are all alike.
-        let alike = word.owing_one & !word.suspect;
-        let alike = if alike == 0 {
-            0
+        let Unsettled {
+            owing_one, suspect, ..
+        } = word;
+        let singles = tally.singles(word.start).all();
+        let unpaid = owing_one & !suspect;
+        let counts = if unpaid | singles == 0 {
+            StoredWord::default()
         } else {
-            alike & stored.ones(word.start)
+            stored.word(word.start)
         };
-        word.runs(alike)
+        word.runs([
+            // Leaked ones that were paid by nobody are all alike.
+            unpaid & counts.ones,
+            // So are those with one reference, and the same count.
+            singles & counts.zeros,
+            singles & counts.ones,
+        ])
     });
     for clusters in runs {
         let cluster = clusters.start;
         let stored = stored.get(cluster);
         let (expected, sharing, is_at_odds) = if let Some(count) = tally.count(cluster) {
-            let sharing = sharing(witnessed, cluster);
+            let sharing = sharing(witnessed, tally, cluster);
             // A larger count is also looked at again where nothing is known to be wrong with it.
             let is_right = stored == Some(count) && count <= 1 && sharing == Sharing::Allowed;
             (count, sharing, is_right)
@@ -227,7 +236,7 @@ pub(super) fn for_each_standing<S: Storage>(
 
 /// Whether a suspect cluster has users that may not share it.
 pub(super) fn has_conflict(witnessed: &Witnessed, cluster: HostCluster) -> bool {
-    sharing(witnessed, cluster) != Sharing::Allowed
+    witnessed.tally.has_conflict(cluster)
 }
 
 /// Every such cluster, in order.
@@ -263,8 +272,8 @@ pub(super) fn differences<S: Storage>(
     differences
 }
 
-fn sharing(witnessed: &Witnessed, cluster: HostCluster) -> Sharing {
-    if !witnessed.tally.has_conflict(cluster) {
+fn sharing(witnessed: &Witnessed, tally: RegionTally<'_>, cluster: HostCluster) -> Sharing {
+    if !tally.has_conflict(cluster) {
         Sharing::Allowed
     } else if witnessed.tally.has_metadata(cluster) {
         Sharing::Metadata

@@ -75,6 +75,24 @@ impl Differences {
         &self.runs
     }
 
+    /// Those of a range of clusters in runs, in order, as far as they lie in the range.
+    pub(crate) fn runs_within(&self, range: Range<u64>) -> impl Iterator<Item = DifferenceRun> {
+        let first = self
+            .runs
+            .partition_point(|run| run.clusters.end() <= range.start);
+        let runs = self.runs.get(first..).unwrap_or(&[]).iter();
+        let (first, end) = (range.start, range.end);
+        runs.take_while(move |run| run.clusters.start.0 < end)
+            .map(move |run| {
+                let start = run.clusters.start.0.max(first);
+                let clusters = ClusterRange {
+                    start: HostCluster(start),
+                    count: run.clusters.end().min(end).saturating_sub(start),
+                };
+                DifferenceRun { clusters, ..*run }
+            })
+    }
+
     /// All of them, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Difference> {
         self.within(0..u64::MAX)
@@ -82,17 +100,8 @@ impl Differences {
 
     /// Those of a range of clusters, in order.
     pub(crate) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Difference> {
-        let first = self
-            .runs
-            .partition_point(|run| run.clusters.end() <= range.start);
-        let runs = self.runs.get(first..).unwrap_or(&[]).iter();
-        let end = range.end;
-        runs.take_while(move |run| run.clusters.start.0 < end)
-            .flat_map(move |run| {
-                let start = run.clusters.start.0.max(range.start);
-                let end = run.clusters.end().min(range.end);
-                (start..end).map(|cluster| run.of(HostCluster(cluster)))
-            })
+        self.runs_within(range)
+            .flat_map(|run| run.clusters.clusters().map(move |cluster| run.of(cluster)))
     }
 
     /// What is known of a cluster, if it is one of them.

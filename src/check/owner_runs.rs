@@ -6,7 +6,7 @@ use crate::finding::{Owner, Owners};
 use crate::qcow2::{ClusterRange, Place};
 
 /// Runs of owners one group of tables may contribute.
-const RUNS_PER_GROUP: usize = 1 << 14;
+pub(super) const RUNS_PER_GROUP: usize = 1 << 14;
 
 /// Owners by host cluster, in runs.
 #[derive(Debug, Default)]

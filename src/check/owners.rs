@@ -2,12 +2,15 @@
 //!
 //! Comes in: findings without owners. Goes out: findings with them. Never here: counting, judging.
 
-use super::witness::{Purpose, Witnessed, walk_again};
+use std::collections::BTreeSet;
+
+use super::owner_runs::RUNS_PER_GROUP;
+use super::witness::{Purpose, Witnessed, walk_again, walk_tables_again};
 use crate::finding::{Code, Finding, Owners};
 use crate::qcow2::{ClusterRange, HostCluster};
-use crate::refcount_map::{ClusterSet, Tally};
+use crate::refcount_map::{ClusterSet, Tally, region_clusters};
 use crate::storage::Storage;
-use crate::walk::{Notes, Survey, Walk};
+use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// Clusters of one finding whose owners are named, where not all were named already.
 const NAMED_PER_FINDING: u64 = 256;
@@ -43,7 +46,9 @@ pub(super) fn name_owners<S: Storage>(
             named: Some(&shown),
             ..Purpose::default()
         };
-        again = walk_again(walk, survey, &purpose, notes);
+        let tables = tables_of_singles(walk, survey, &witnessed.tally, &shown);
+        let tables = tables.as_deref().unwrap_or(&survey.l2_tables);
+        again = walk_tables_again(walk, survey, tables, &purpose, notes);
         &again
     };
     for finding in notes
@@ -63,6 +68,52 @@ pub(super) fn name_owners<S: Storage>(
             ));
         }
     }
+}
+
+/// The L2 tables that can name the owners of some clusters, where each has exactly one reference: what refers to it is known
+/// from the count. `None` where some have others, or where their owners are so many that not all of them may be kept: which
+/// ones are depends on all tables.
+fn tables_of_singles<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    tally: &Tally,
+    asked: &ClusterSet,
+) -> Option<Vec<L2Item>> {
+    let mut ranges = BTreeSet::new();
+    let mut run_count = 0;
+    for region in asked.regions() {
+        let tally = tally.of_region(region);
+        let starts = region_clusters(region).step_by(64).map(HostCluster);
+        for (start, asked) in starts.zip(asked.words_of(region)) {
+            let singles = tally.singles(start);
+            if asked & !singles.all() != 0 {
+                return None;
+            }
+            for guest in singles.guests {
+                let bits = asked & guest.bits;
+                let stretches = bits & !(bits << 1);
+                run_count += u64::from(stretches.count_ones());
+                if bits != 0 {
+                    let range_of = |bit: u32| {
+                        let first = guest.first_guest_cluster;
+                        first.wrapping_add(u64::from(bit)) / walk.geometry.l2_entries()
+                    };
+                    let (first, last) = (range_of(bits.trailing_zeros()), range_of(bits.ilog2()));
+                    ranges.extend(first..=last);
+                    // A stretch is two where one table ends and another begins.
+                    run_count += last.saturating_sub(first);
+                }
+            }
+            run_count += u64::from((asked & singles.metadata).count_ones());
+            if run_count > RUNS_PER_GROUP as u64 {
+                return None;
+            }
+        }
+    }
+    let tables = survey.l2_tables.iter();
+    let tables =
+        tables.filter(|item| ranges.contains(&item.l1_index) || asked.contains(item.cluster));
+    Some(tables.copied().collect())
 }
 
 /// Everyone who refers to one cluster, and how often.

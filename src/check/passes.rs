@@ -75,6 +75,7 @@ pub(super) fn settle_in_passes<S: Storage>(
             }
             Some(mut all) => {
                 all.truncated_clusters += settled.truncated_clusters;
+                all.has_unflagged |= settled.has_unflagged;
                 // The tables' findings are known from the first pass; what only this one could not read is not.
                 notes.coverage.append_new_failures(seen.coverage);
                 all

@@ -26,6 +26,8 @@ pub(super) struct Settled {
     pub(super) last_cluster: u64,
     /// References past the end of the file to clusters that have a stored count: they existed once.
     pub(super) truncated_clusters: u64,
+    /// Something of the active mapping has no COPIED flag, as far as it was read.
+    pub(super) has_unflagged: bool,
     /// `image_end_offset` and `total_clusters` are not filled in.
     pub(super) statistics: Statistics,
 }
@@ -62,6 +64,7 @@ pub(super) fn settle<S: Storage>(
         ledger: &directory,
         last: &last,
         truncated: &truncated,
+        has_unflagged: false,
         statistics: Statistics::default(),
         extents: Extents::new(!survey.snapshots.is_empty(), &runs_kept),
         notes: Notes::default(),
@@ -69,7 +72,9 @@ pub(super) fn settle<S: Storage>(
     ledger.close();
     let mut statistics = Statistics::default();
     let mut extents = Vec::new();
+    let mut has_unflagged = false;
     for visitor in visitors {
+        has_unflagged |= visitor.has_unflagged;
         statistics.add(visitor.statistics);
         extents.push(visitor.extents);
         notes.append(visitor.notes);
@@ -78,6 +83,7 @@ pub(super) fn settle<S: Storage>(
     Settled {
         last_cluster: last.into_inner(),
         truncated_clusters: truncated.into_inner(),
+        has_unflagged,
         statistics,
     }
 }
@@ -97,6 +103,7 @@ struct Visitor<'a> {
     ledger: &'a Directory<'a>,
     last: &'a AtomicU64,
     truncated: &'a AtomicU64,
+    has_unflagged: bool,
     statistics: Statistics,
     extents: Extents,
     notes: Notes,
@@ -180,6 +187,7 @@ impl Entries for Payer<'_, '_> {
             geometry.cluster_bytes(),
         );
         let payment = self.payment(Identity::Guest(run.guest_cluster), run.copied);
+        self.visitor.has_unflagged |= payment.flag == CopiedFlag::Clear;
         self.visitor.ledger.pay_run(run.clusters, payment);
         self.last = self.last.max(run.clusters.end().saturating_sub(1));
     }
@@ -238,6 +246,7 @@ impl Entries for Payer<'_, '_> {
                 ..
             } => {
                 let payment = self.payment(Identity::Guest(mapped.guest_cluster), copied);
+                self.visitor.has_unflagged |= payment.flag == CopiedFlag::Clear;
                 self.visitor.ledger.pay(cluster, payment);
                 self.last = self.last.max(cluster.0);
             }
@@ -287,6 +296,7 @@ impl Visitor<'_> {
             flag,
             ..STRUCTURE
         };
+        self.has_unflagged |= payment.flag == CopiedFlag::Clear;
         self.ledger.pay(item.cluster, payment);
         let is_mixed = item.active_copied != 0 && item.active_copied != active;
         if is_mixed || item.is_shared_across_ranges {

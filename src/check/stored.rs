@@ -106,6 +106,14 @@ pub(super) struct RegionCounts {
     per_part: u64,
 }
 
+/// The stored counts of 64 clusters that are zero, one, or not known, a bit for each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StoredWord {
+    pub(super) zeros: u64,
+    pub(super) ones: u64,
+    pub(super) unknown: u64,
+}
+
 /// What one refcount block has on a region.
 enum Part {
     /// The block could not be read.
@@ -133,19 +141,31 @@ impl RegionCounts {
         }
     }
 
-    /// Which of the 64 clusters from `start` on, a multiple of 64 in this region, are known to have a count of one.
-    pub(super) fn ones(&self, start: HostCluster) -> u64 {
+    /// What is stored for the 64 clusters from `start` on, a multiple of 64 in this region.
+    pub(super) fn word(&self, start: HostCluster) -> StoredWord {
         let index = start.0.saturating_sub(self.first);
         let part = usize::try_from(index / self.per_part).ok();
-        let Some(Part::Bytes(bytes)) = part.and_then(|part| self.parts.get(part)) else {
-            return 0;
+        let mut word = StoredWord::default();
+        let bytes = match part.and_then(|part| self.parts.get(part)) {
+            None | Some(Part::Unknown) => {
+                word.unknown = u64::MAX;
+                return word;
+            }
+            Some(Part::Absent) => {
+                word.zeros = u64::MAX;
+                return word;
+            }
+            Some(Part::Bytes(bytes)) => bytes,
         };
         let from = ((index % self.per_part) << self.order) / 8;
         let counts = usize::try_from(from)
             .ok()
             .and_then(|from| bytes.get(from..));
         let counts = counts.and_then(|bytes| bytes.get(..8 << self.order));
-        counts_by_64(counts.unwrap_or(&[]), self.order).fold(0, |_, counts| counts.ones)
+        for counts in counts_by_64(counts.unwrap_or(&[]), self.order) {
+            (word.zeros, word.ones) = (counts.zeros(), counts.ones);
+        }
+        word
     }
 
     /// The stored count of a cluster of this region; `None` where it is not known.

@@ -90,20 +90,17 @@ impl StoredOnes {
             let counts = RegionCounts::read(walk, survey, region);
             let words = suspects.words_of(region);
             for (start, word) in region_clusters(region).step_by(64).zip(words) {
-                let (mut one, mut unknown, mut rest) = (0, 0, word);
-                while rest != 0 {
-                    let bit = rest & rest.wrapping_neg();
-                    let cluster = HostCluster(start + u64::from(rest.trailing_zeros()));
-                    match counts.get(cluster) {
-                        Some(1) => one |= bit,
-                        Some(_) => {}
-                        None => unknown |= bit,
-                    }
-                    rest &= rest - 1;
+                if word == 0 {
+                    continue;
                 }
-                for (set, bits) in [(&stored.one, one), (&stored.unknown, unknown)] {
-                    if bits != 0 {
-                        set.insert_word(HostCluster(start), bits);
+                let counts = counts.word(HostCluster(start));
+                let sets = [
+                    (&stored.one, counts.ones),
+                    (&stored.unknown, counts.unknown),
+                ];
+                for (set, bits) in sets {
+                    if bits & word != 0 {
+                        set.insert_word(HostCluster(start), bits & word);
                     }
                 }
             }
@@ -159,12 +156,23 @@ pub(super) fn walk_again<S: Storage>(
     purpose: &Purpose<'_>,
     notes: &mut Notes,
 ) -> OwnerRuns {
+    walk_tables_again(walk, survey, &survey.l2_tables, purpose, notes)
+}
+
+/// Notes the claims, and reads some of the L2 tables again.
+pub(super) fn walk_tables_again<S: Storage>(
+    walk: Walk<'_, S>,
+    survey: &Survey,
+    tables: &[L2Item],
+    purpose: &Purpose<'_>,
+    notes: &mut Notes,
+) -> OwnerRuns {
     let mut owners = OwnerRuns::default();
     note_claims(walk, survey, purpose, &mut owners, notes);
-    let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
+    let total_bytes = tables.len() as u64 * walk.geometry.cluster_bytes();
     walk.progress.begin(Phase::Owners, total_bytes);
     let rules = Rules::new(walk);
-    let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
+    let visitors = read_tables(walk, tables, || Visitor {
         rules: &rules,
         purpose,
         owners: OwnerRuns::default(),
@@ -287,6 +295,8 @@ impl Entries for Noting<'_, '_> {
             let identity = Identity::Guest(run.guest_cluster);
             tally.add_run(run.clusters, self.item.weight(), identity);
         }
+        // The code depends on the run's flags alone.
+        let mut open: Option<(ClusterRange, Code)> = None;
         for part in by_word(run.clusters) {
             let named = purpose.named.map_or(0, |set| set.bits_of(part));
             for clusters in part.runs_of(named) {
@@ -305,17 +315,18 @@ impl Entries for Noting<'_, '_> {
             let Some(stored) = stored else { continue };
             let (wrong, code) = stored.judge_word(part, suspects, run.copied);
             for clusters in part.runs_of(wrong) {
-                let place = Place::L2Entry {
-                    table: self.item.cluster,
-                    index: index_of(run, clusters),
-                };
-                let finding = Finding::new(code, place)
-                    .host(clusters)
-                    .guest(self.guest_of(run, clusters))
-                    .count(self.item.trees.active.saturating_mul(clusters.count));
-                self.visitor.notes.push(finding);
+                match &mut open {
+                    Some((known, _)) if known.end() == clusters.start.0 => {
+                        known.count += clusters.count;
+                    }
+                    _ => {
+                        let done = open.replace((clusters, code));
+                        self.note_flags(run, done);
+                    }
+                }
             }
         }
+        self.note_flags(run, open);
     }
 
     fn compressed(&mut self, entry: CompressedEntry) {
@@ -364,6 +375,22 @@ impl Entries for Noting<'_, '_> {
 }
 
 impl Noting<'_, '_> {
+    /// Notes that COPIED flags of part of a run are wrong, if any are.
+    fn note_flags(&mut self, run: Run, wrong: Option<(ClusterRange, Code)>) {
+        let Some((clusters, code)) = wrong else {
+            return;
+        };
+        let place = Place::L2Entry {
+            table: self.item.cluster,
+            index: index_of(run, clusters),
+        };
+        let finding = Finding::new(code, place)
+            .host(clusters)
+            .guest(self.guest_of(run, clusters))
+            .count(self.item.trees.active.saturating_mul(clusters.count));
+        self.visitor.notes.push(finding);
+    }
+
     /// The guest clusters of part of a run.
     fn guest_of(&self, run: Run, clusters: ClusterRange) -> GuestRange {
         let first = run

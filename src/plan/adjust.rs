@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::changes::{Changes, Patch};
+use super::changes::{Changes, Patch, PlannedCounts};
 use super::evidence::{self, Permit};
 use super::holes::Holes;
 use super::notes::{DraftNotes, is_leaked};
@@ -153,7 +153,7 @@ fn planned_counts<S: Storage>(
     permit: Permit<'_>,
     differences: &Differences,
     contested: &ClusterSet,
-) -> io::Result<Vec<Option<u64>>> {
+) -> io::Result<PlannedCounts> {
     let geometry = examination.walk.geometry;
     let lost = remains::lost_counts(examination)?;
     let garbage = refcounts::garbage(examination);
@@ -210,7 +210,7 @@ fn refcount_block(
 fn refcount_patches<S: Storage>(
     examination: &Examination<'_, S>,
     differences: &Differences,
-    counts: &[Option<u64>],
+    counts: &PlannedCounts,
 ) -> Vec<Patch> {
     let geometry = examination.walk.geometry;
     let mut patches = Vec::new();
@@ -229,14 +229,8 @@ fn refcount_patches<S: Storage>(
             _ => (StageKind::LowerRefcounts, Code::RefcountLeak),
         };
         let block_offset = geometry.offset_of(block).0;
-        patches.push(Patch::refcount(
-            stage,
-            because,
-            block_offset,
-            geometry.refcount_order(),
-            index,
-            count,
-        ));
+        let order = geometry.refcount_order();
+        Patch::refcount(stage, because, block_offset, order, index, count).add_to(&mut patches);
     }
     patches
 }
@@ -245,7 +239,7 @@ fn refcount_patches<S: Storage>(
 fn flag_patches<S: Storage>(
     examination: &Examination<'_, S>,
     differences: &Differences,
-    counts: &[Option<u64>],
+    counts: &PlannedCounts,
     contested: &ClusterSet,
 ) -> Vec<Patch> {
     if examination.walk.image.header().has_data_file() || differences.is_empty() {

@@ -3,14 +3,15 @@
 //! Comes in: an image, then the changes of one pass after another. Goes out: the finished [`Plan`], rehearsed. Never here:
 //! deciding on a change, but for the guard before the first and the state bits after the last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::path::Path;
 
 use super::changes::{Changes, Withheld};
 use super::notes::DraftNotes;
-use super::rehearsal::{Culprit, Step, counts, is_better, is_consistent};
+use super::rehearsal::{Culprit, Known, Step, counts, is_better, is_consistent};
 use super::{
     Pass, Plan, RepairOptions, Stage, StageKind, evidence, read_error, sectors, state_bits,
 };
@@ -20,6 +21,7 @@ use crate::finding::Code;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::qcow2::{ClusterRange, HostCluster};
+use crate::refcount_map::{ClusterSet, by_word, region_clusters};
 use crate::storage::{Overlay, Storage};
 
 /// What comes of an attempt at a plan.
@@ -44,8 +46,10 @@ pub(super) struct Draft<'a, S> {
     withheld: Vec<(Pass, Withheld)>,
     notes: DraftNotes,
     steps: Vec<Step>,
-    freed: BTreeSet<HostCluster>,
+    freed: ClusterSet,
     length_bytes: u64,
+    /// Whether nothing is wrong but bits that say so, where an examination of the image as it would be so far has told.
+    is_consistent: Option<bool>,
 }
 
 impl<'a, S: Storage> Draft<'a, S> {
@@ -58,8 +62,9 @@ impl<'a, S: Storage> Draft<'a, S> {
             withheld: Vec::new(),
             notes: DraftNotes::new(),
             steps: Vec::new(),
-            freed: BTreeSet::new(),
+            freed: ClusterSet::new(),
             length_bytes: image.file_bytes(),
+            is_consistent: None,
         }
     }
 
@@ -94,7 +99,7 @@ impl<'a, S: Storage> Draft<'a, S> {
         sectors::lay_out(
             &self.overlay,
             patches,
-            &changes.fresh,
+            mem::take(&mut changes.fresh),
             &changes.copies,
             geometry.cluster_bytes(),
         )
@@ -113,8 +118,23 @@ impl<'a, S: Storage> Draft<'a, S> {
             .any(|stage| stage.kind == StageKind::Guard)
     }
 
+    /// Goes on from an examination: with what a pass makes of it, or with the knowledge that none makes anything of it.
+    pub(super) fn go_on(
+        &mut self,
+        done: Option<(Pass, Vec<Stage>, Changes)>,
+        known: Known,
+        wishes: &RepairOptions,
+    ) {
+        if let Some((pass, stages, changes)) = done {
+            self.begin(pass, known.counts, &stages);
+            self.push(stages, &changes, wishes);
+        } else {
+            self.is_consistent = Some(known.is_consistent);
+        }
+    }
+
     /// Remembers which pass comes now, and what was wrong before it.
-    pub(super) fn begin(&mut self, pass: Pass, before: BTreeMap<Code, u64>, stages: &[Stage]) {
+    fn begin(&mut self, pass: Pass, before: BTreeMap<Code, u64>, stages: &[Stage]) {
         self.notes.was_recounted |= pass == Pass::Refcounts;
         let answers = stages.iter().flat_map(|stage| stage.changes.keys());
         self.steps.push(Step {
@@ -125,7 +145,8 @@ impl<'a, S: Storage> Draft<'a, S> {
     }
 
     /// Adds what a pass wants.
-    pub(super) fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
+    fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
+        self.is_consistent = None;
         // The bits that guard the repair give nothing up, whoever accepts whatever.
         let is_about_data =
             |stage: &&Stage| !matches!(stage.kind, StageKind::Guard | StageKind::ClearState);
@@ -142,7 +163,9 @@ impl<'a, S: Storage> Draft<'a, S> {
         for cluster in changes.released.iter().flat_map(|range| range.clusters()) {
             self.notes.released.insert(cluster);
         }
-        self.freed.extend(&changes.freed);
+        for range in changes.freed.iter() {
+            self.freed.insert_run(range);
+        }
         self.stages.extend(stages);
     }
 
@@ -151,30 +174,42 @@ impl<'a, S: Storage> Draft<'a, S> {
     fn given_back(&self, cluster_bits: u32) -> Vec<ClusterRange> {
         let clusters_of =
             |start: u64, end: u64| start >> cluster_bits..end.div_ceil(1 << cluster_bits);
-        let mut written = BTreeSet::new();
+        let written = ClusterSet::new();
+        let write = |clusters: Range<u64>| {
+            written.insert_run(ClusterRange {
+                start: HostCluster(clusters.start),
+                count: clusters.end.saturating_sub(clusters.start),
+            });
+        };
         for stage in &self.stages {
             for edit in &stage.edits {
-                written.extend(clusters_of(
+                write(clusters_of(
                     edit.offset,
                     edit.offset + edit.after.len() as u64,
                 ));
             }
             for copy in &stage.copies {
-                written.extend(clusters_of(copy.to, copy.to + copy.bytes));
+                write(clusters_of(copy.to, copy.to + copy.bytes));
             }
         }
         let whole_clusters = self.length_bytes >> cluster_bits;
+        let in_file = |region: &u64| region_clusters(*region).start < whole_clusters;
         let mut ranges: Vec<ClusterRange> = Vec::new();
-        for &cluster in &self.freed {
-            if !self.notes.was_leaked(cluster)
-                || cluster.0 >= whole_clusters
-                || written.contains(&cluster.0)
-            {
-                continue;
-            }
-            match ranges.last_mut() {
-                Some(last) if last.end() == cluster.0 => last.count += 1,
-                _ => ranges.push(ClusterRange::one(cluster)),
+        for region in self.freed.regions().take_while(in_file) {
+            let mut clusters = region_clusters(region);
+            clusters.end = clusters.end.min(whole_clusters);
+            let all = ClusterRange {
+                start: HostCluster(clusters.start),
+                count: clusters.end - clusters.start,
+            };
+            for part in by_word(all) {
+                let freed = self.freed.bits_of(part) & self.notes.leaked_bits(part);
+                for range in part.runs_of(freed & !written.bits_of(part)) {
+                    match ranges.last_mut() {
+                        Some(last) if last.end() == range.start.0 => last.count += range.count,
+                        _ => ranges.push(range),
+                    }
+                }
             }
         }
         ranges
@@ -202,12 +237,18 @@ impl<'a, S: Storage> Draft<'a, S> {
         options: Options,
         progress: &Progress,
     ) -> Result<Outcome, Error> {
-        let mut after = self.rehearse(options, progress)?;
+        let mut rehearsed = None;
+        let is_consistent = if let Some(known) = self.is_consistent {
+            known
+        } else {
+            let check = rehearsed.insert(self.rehearse(options, progress)?);
+            is_consistent(&check.findings, &check.coverage)
+        };
         // Leaks alone are lowered, or not, without a word about the state of the rest.
         if let Some(features) = state_bits::final_features(
             &before.header,
             self.is_guarded(),
-            is_consistent(&after),
+            is_consistent,
             wishes.mode,
         ) {
             let patch = state_bits::features_patch(StageKind::ClearState, features);
@@ -221,8 +262,12 @@ impl<'a, S: Storage> Draft<'a, S> {
                 .map_err(|source| read_error(self.path, source))?;
             drop(image);
             self.push(last, &changes, wishes);
-            after = self.rehearse(options, progress)?;
+            rehearsed = None;
         }
+        let after = match rehearsed {
+            Some(check) => check,
+            None => self.rehearse(options, progress)?,
+        };
         let withheld = mem::take(&mut self.withheld).into_iter();
         let mut withheld: Vec<Withheld> = withheld.map(|(_, reason)| reason).collect();
         if !self.stages.is_empty()
@@ -234,7 +279,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             withheld.push(refusal.withheld);
 
             self.stages = Vec::new();
-            self.freed = BTreeSet::new();
+            self.freed = ClusterSet::new();
         }
         withheld.extend(left_out.iter().flat_map(|culprit| culprit.withheld(&after)));
         evidence::say_what_is_left(&after, &mut withheld);

@@ -9,8 +9,7 @@ use std::io;
 use super::remains;
 use crate::check::{Difference, Examination};
 use crate::finding::Code;
-use crate::qcow2::HostCluster;
-use crate::refcount_map::ClusterSet;
+use crate::refcount_map::{ClusterSet, WordPart};
 use crate::storage::Storage;
 
 /// What passes have to know of those before them, and of the image as it is.
@@ -61,10 +60,9 @@ impl DraftNotes {
         self.doubt.get().and_then(Cell::get)
     }
 
-    /// Whether a cluster is leaked in the image as it is.
-    pub(super) fn was_leaked(&self, cluster: HostCluster) -> bool {
-        let leaked = self.leaked.get();
-        leaked.is_some_and(|set| set.contains(cluster))
+    /// Those of a part that are leaked in the image as it is, as bits of its word.
+    pub(super) fn leaked_bits(&self, part: WordPart) -> u64 {
+        self.leaked.get().map_or(0, |leaked| leaked.bits_of(part))
     }
 }
 
@@ -100,7 +98,8 @@ fn doubt<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Option<Doub
     let is_in_file = |block: &u64| block.saturating_mul(per_block) < geometry.file_clusters();
     let has_unknown = unknown.all || unknown.blocks.iter().any(is_in_file);
     let is_unknown = has_unknown || HIDING_CODES.iter().any(is_hidden);
-    if is_unknown || !remains::lost_counts(examination)?.is_empty() {
+    let may_have_lost = examination.has_unflagged;
+    if is_unknown || (may_have_lost && !remains::lost_counts(examination)?.is_empty()) {
         return Ok(Some(Doubt::CountsUnknown));
     }
     Ok(has_unaccounted(examination).then_some(Doubt::LooksLeaked))
@@ -109,10 +108,8 @@ fn doubt<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Option<Doub
 /// Whether a cluster of the file is counted more often than it is used.
 fn has_unaccounted<S: Storage>(examination: &Examination<'_, S>) -> bool {
     let file_clusters = examination.walk.geometry.file_clusters();
-    let is_unaccounted = |difference: Difference| {
-        difference.stored > Some(difference.expected) && difference.cluster.0 < file_clusters
-    };
-    examination.differences().iter().any(is_unaccounted)
+    let mut runs = examination.differences().runs().iter();
+    runs.any(|run| run.stored > Some(run.expected) && run.clusters.start.0 < file_clusters)
 }
 
 /// Whether a cluster is counted, and nothing uses it.
@@ -123,8 +120,10 @@ pub(super) fn is_leaked(difference: &Difference) -> bool {
 /// The clusters that are leaked in the image as it is, not by this repair.
 fn leaked<S: Storage>(examination: &Examination<'_, S>) -> ClusterSet {
     let leaked = ClusterSet::new();
-    for difference in examination.differences().iter().filter(is_leaked) {
-        leaked.insert(difference.cluster);
+    for run in examination.differences().runs() {
+        if run.expected == 0 && run.stored > Some(0) {
+            leaked.insert_run(run.clusters);
+        }
     }
     leaked
 }

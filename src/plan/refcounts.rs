@@ -4,6 +4,7 @@
 //! switch of the header. Never here: a change to a refcount block in place (that is `adjust.rs`), a count lowered: what
 //! nothing refers to but is not blank keeps a count of one, as a leak, until it is proven worthless.
 
+mod content;
 mod contested;
 mod garbage;
 
@@ -11,18 +12,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
+use content::{block_content, table_content};
 use garbage::Garbage;
 pub(super) use garbage::garbage;
 
 use super::changes::{Changes, Fresh, Patch};
 use super::notes::{Doubt, DraftNotes};
-use super::space::{Space, holds_data, no_room};
+use super::space::{Space, no_room};
 use super::{RepairOptions, StageKind, Withheld, remains};
-use crate::check::{Difference, Examination};
+use crate::check::Examination;
 use crate::finding::Code;
 use crate::qcow2::{
-    ClusterRange, HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, Place, RefcountTableEntry,
-    refcount_at, set_refcount_at, words,
+    ClusterRange, HostCluster, MAX_REFCOUNT_TABLE_BYTES, Place, RefcountTableEntry, words,
 };
 use crate::refcount_map::ClusterSet;
 use crate::storage::Storage;
@@ -185,7 +186,7 @@ impl Damage {
         };
         damage.look_at_unknown_ranges(examination)?;
         damage.find_strays(examination)?;
-        if !damage.needy.is_empty() {
+        if !damage.needy.is_empty() && examination.has_unflagged {
             damage.once_shared = remains::unflagged(examination)?;
         }
         Ok(damage)
@@ -395,7 +396,9 @@ fn place<S: Storage>(
             .filter(|index| !structure.blocks.contains_key(index))
             .collect();
         for &index in &missing {
-            let cluster = space.take(1, 1).ok_or_else(|| no_room(examination))?;
+            let cluster = space
+                .take_for_counts(1)
+                .ok_or_else(|| no_room(examination))?;
             structure.blocks.insert(index, cluster);
         }
         let is_table_needed = damage.has_lost_table || !structure.blocks.is_empty();
@@ -412,7 +415,7 @@ fn place<S: Storage>(
                 space.forget(small.start.0..small.end());
             }
             let start = space
-                .take(clusters, 1)
+                .take_for_counts(clusters)
                 .ok_or_else(|| no_room(examination))?;
             structure.table = Some(ClusterRange {
                 start,
@@ -450,122 +453,4 @@ fn count_in_old_blocks<S: Storage>(
             ));
         }
     }
-}
-
-/// The counts of one block, as they ought to be.
-fn block_content<S: Storage>(
-    examination: &Examination<'_, S>,
-    damage: &Damage,
-    index: u64,
-    taken: &BTreeMap<HostCluster, u64>,
-    released: &BTreeMap<HostCluster, u64>,
-) -> io::Result<Vec<u8>> {
-    let geometry = examination.walk.geometry;
-    let per_block = geometry.refcount_block_entries();
-    let image = examination.walk.image;
-    let first = index.saturating_mul(per_block);
-    let range = first..first.saturating_add(per_block);
-    let mut bytes = vec![0; usize::try_from(geometry.cluster_bytes()).unwrap_or(0)];
-    // What settled against an unsound block that could be read is right, by whatever chance.
-    let blocks = &examination.survey.refcount_blocks;
-    let old = blocks.binary_search_by_key(&index, |block| block.index);
-    if let Some(block) = old.ok().and_then(|at| blocks.get(at)) {
-        image.read_clusters(geometry, block.cluster, &mut bytes)?;
-    }
-    let set = |bytes: &mut [u8], cluster: HostCluster, count: u64| {
-        let slot = usize::try_from(cluster.0 - first).unwrap_or(usize::MAX);
-        let count = count.min(geometry.refcount_max());
-        set_refcount_at(bytes, geometry.refcount_order(), slot, count);
-    };
-    let differing = || examination.differences().within(range.clone());
-    // A block that something else claims too, but in which nothing in use is counted too low, is intact: what looks leaked
-    // by it may be what a damaged structure no longer leads to.
-    let is_intact = !examination.survey.unknown_counts.all && {
-        let is_sound =
-            |known: Difference| known.has_conflict || known.stored >= Some(known.expected);
-        differing().all(is_sound)
-    };
-    // What a block that holds something else counts too high is lowered later, on the evidence that all lowering needs.
-    let is_garbage = damage.garbage.blocks.contains(&index);
-    for difference in differing() {
-        let is_in_file = difference.cluster.0 < geometry.file_clusters();
-        let is_kept =
-            is_intact || (is_garbage && !damage.garbage.never_shared.contains(difference.cluster));
-        if is_kept && is_in_file && difference.stored > Some(difference.expected) {
-            continue;
-        }
-        let dropped = released.get(&difference.cluster).copied().unwrap_or(0);
-        let mut expected = difference.expected.saturating_sub(dropped);
-        if expected == 1 && damage.once_shared.contains(difference.cluster) {
-            expected = 2;
-        }
-        set(
-            &mut bytes,
-            difference.cluster,
-            expected * u64::from(is_in_file),
-        );
-    }
-    protect(examination, range.clone(), &mut bytes)?;
-    for (&cluster, &count) in taken.range(HostCluster(range.start)..HostCluster(range.end)) {
-        set(&mut bytes, cluster, count);
-    }
-    Ok(bytes)
-}
-
-/// Gives a count of one to what nobody refers to and is not blank: nobody knows whether somebody did.
-fn protect<S: Storage>(
-    examination: &Examination<'_, S>,
-    range: Range<u64>,
-    bytes: &mut [u8],
-) -> io::Result<()> {
-    let geometry = examination.walk.geometry;
-    let storage = examination.walk.image.storage();
-    let order = geometry.refcount_order();
-    let end = range.end.min(geometry.file_clusters());
-    let mut cluster = range.start;
-    while cluster < end {
-        let slot = usize::try_from(cluster - range.start).unwrap_or(usize::MAX);
-        if refcount_at(bytes, order, slot) == 0 {
-            let Some(data) = storage.next_data(geometry.offset_of(HostCluster(cluster)).0)? else {
-                break;
-            };
-            let with_data = geometry.cluster_at(HostOffset(data));
-            if with_data.0 > cluster {
-                cluster = with_data.0;
-                continue;
-            }
-            if holds_data(storage, geometry, HostCluster(cluster))? {
-                set_refcount_at(bytes, order, slot, 1);
-            }
-        }
-        cluster += 1;
-    }
-    Ok(())
-}
-
-/// The new table: the blocks that stay and those that are new.
-fn table_content<S: Storage>(
-    examination: &Examination<'_, S>,
-    damage: &Damage,
-    structure: &Structure,
-    table: ClusterRange,
-) -> Vec<u8> {
-    let geometry = examination.walk.geometry;
-    let bytes = table.count * geometry.cluster_bytes();
-    let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
-    let old = examination.survey.refcount_blocks.iter();
-    let old = old.filter(|block| !damage.unsound.contains(&block.index));
-    let old = old.map(|block| (block.index, block.cluster));
-    let new = structure
-        .blocks
-        .iter()
-        .map(|(&index, &cluster)| (index, cluster));
-    for (index, cluster) in old.chain(new) {
-        let start = usize::try_from(index * 8).unwrap_or(usize::MAX);
-        let entry = content.get_mut(start..start.saturating_add(8));
-        if let Some(entry) = entry {
-            entry.copy_from_slice(&geometry.offset_of(cluster).0.to_be_bytes());
-        }
-    }
-    content
 }

@@ -9,7 +9,6 @@ use std::io;
 use super::changes::{Fresh, FreshCopy, Patch};
 use super::{CopyEdit, Edit, Stage, StageKind};
 use crate::finding::Code;
-use crate::qcow2::put_bits;
 use crate::storage::Storage;
 
 /// Bytes in a sector.
@@ -24,7 +23,7 @@ const MAX_EDIT_BYTES: usize = 1 << 20;
 pub(super) fn lay_out(
     storage: &impl Storage,
     mut patches: Vec<Patch>,
-    fresh: &[Fresh],
+    fresh: Vec<Fresh>,
     copies: &[FreshCopy],
     cluster_bytes: u64,
 ) -> io::Result<Vec<Stage>> {
@@ -39,7 +38,7 @@ pub(super) fn lay_out(
             storage.read_at(offset, &mut before)?;
             stages.of(StageKind::WriteNew).push(offset, &before, after);
         }
-        stages.count(StageKind::WriteNew, new.because);
+        stages.count(StageKind::WriteNew, new.because, 1);
     }
     for copy in copies {
         stages.of(StageKind::WriteNew).copies.push(CopyEdit {
@@ -47,22 +46,21 @@ pub(super) fn lay_out(
             to: copy.to.0 * cluster_bytes,
             bytes: cluster_bytes,
         });
-        stages.count(StageKind::WriteNew, copy.because);
+        stages.count(StageKind::WriteNew, copy.because, 1);
     }
-    patches.sort_by_key(|patch| (sector_of(patch), patch.stage));
-    for of_sector in patches.chunk_by(|left, right| sector_of(left) == sector_of(right)) {
+    patches.sort_by_key(|patch| (patch.sector(), patch.stage));
+    for of_sector in patches.chunk_by(|left, right| left.sector() == right.sector()) {
         let Some(first) = of_sector.first() else {
             continue;
         };
-        let offset = sector_of(first) * SECTOR as u64;
+        let offset = first.sector() * SECTOR as u64;
         let mut now = read_sector(storage, offset, length_bytes)?;
         for of_stage in of_sector.chunk_by(|left, right| left.stage == right.stage) {
             let before = now.clone();
             for patch in of_stage {
-                let was = now.clone();
-                apply(patch, &mut now);
-                if now != was {
-                    stages.count(patch.stage, patch.because);
+                let changed = patch.apply(&mut now);
+                if changed > 0 {
+                    stages.count(patch.stage, patch.because, changed);
                 }
             }
             if let Some(patch) = of_stage.first().filter(|_| now != before) {
@@ -71,17 +69,6 @@ pub(super) fn lay_out(
         }
     }
     Ok(stages.0.into_values().collect())
-}
-
-fn sector_of(patch: &Patch) -> u64 {
-    patch.offset / SECTOR as u64
-}
-
-fn apply(patch: &Patch, sector: &mut [u8]) {
-    let start = usize::try_from(patch.offset % SECTOR as u64).unwrap_or(0);
-    if let Some(bytes) = sector.get_mut(start..start + patch.bytes) {
-        put_bits(bytes, patch.mask, patch.value);
-    }
 }
 
 /// Stages in the making, by kind.
@@ -98,8 +85,8 @@ impl Stages {
         })
     }
 
-    fn count(&mut self, kind: StageKind, because: Code) {
-        *self.of(kind).changes.entry(because).or_insert(0) += 1;
+    fn count(&mut self, kind: StageKind, because: Code, changed: u64) {
+        *self.of(kind).changes.entry(because).or_insert(0) += changed;
     }
 }
 
@@ -139,6 +126,31 @@ mod tests {
     const BECAUSE: Code = Code::RefcountZero;
 
     #[test]
+    #[expect(clippy::cast_possible_truncation, reason = "any bytes will do")]
+    fn neighbouring_counts_in_one_patch_are_changed_and_counted_one_by_one() {
+        for order in 0..=6 {
+            let storage: Vec<u8> = (0..2048_u32).map(|at| (at * 7 / 3) as u8).collect();
+            let (mut one_by_one, mut together) = (Vec::new(), Vec::new());
+            let in_sector = 4096_u64 >> order;
+            let odd = in_sector / 3..in_sector + 5;
+            for (index, count) in odd.map(|index| (index, u64::from(index % 16 == 3))) {
+                let patch =
+                    Patch::refcount(StageKind::LowerRefcounts, BECAUSE, 512, order, index, count);
+                one_by_one.push(patch);
+                patch.add_to(&mut together);
+            }
+            assert!(
+                together.len() * 2 < one_by_one.len() || order == 6,
+                "order {order}"
+            );
+            let laid = |patches| {
+                lay_out(&storage, patches, Vec::new(), &[], 512).expect("memory can be read")
+            };
+            assert_eq!(laid(together), laid(one_by_one), "order {order}");
+        }
+    }
+
+    #[test]
     fn stages_of_one_sector_build_on_each_other() {
         let storage = vec![0_u8; 2048];
         let patches = vec![
@@ -146,7 +158,7 @@ mod tests {
             Patch::refcount(StageKind::RaiseRefcounts, BECAUSE, 512, 4, 0, 9),
             Patch::refcount(StageKind::RaiseRefcounts, BECAUSE, 1024, 4, 0, 9),
         ];
-        let stages = lay_out(&storage, patches, &[], &[], 512).expect("memory can be read");
+        let stages = lay_out(&storage, patches, Vec::new(), &[], 512).expect("memory can be read");
         assert_eq!(stages.len(), 2);
         assert_eq!(stages[0].kind, StageKind::RaiseRefcounts);
         assert_eq!(

@@ -6,6 +6,8 @@
 //! A file grows: what looks free inside it may be the only copy of something lost. Where it must not grow, because
 //! entries point past its end, and on a block device, which cannot, clusters inside are taken that are neither referred
 //! to nor counted and hold nothing but zeros; on a device, those behind the image's end come first, whatever is in them.
+//!
+//! What a sound image lost is no larger than what is stored of it: all together, a repair adds no more to a file than that.
 
 use std::io;
 use std::iter::Peekable;
@@ -13,10 +15,16 @@ use std::ops::Range;
 
 use crate::check::Examination;
 use crate::finding::Code;
+use crate::image::Image;
 use crate::qcow2::{
     Geometry, HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, words,
 };
 use crate::storage::Storage;
+
+/// A file that stores less than this may grow by this all the same.
+const MAX_GROWTH_BYTES: u64 = 64 << 20;
+/// The part of the room that only refcount structures get: what is counted needs much less than that to be counted in.
+const FOR_COUNTS: u64 = 16;
 
 /// A damaged refcount table may reach this far past the end of the file; new structures go behind it.
 const MAX_SKIPPED_BYTES: u64 = 16 << 20;
@@ -37,9 +45,20 @@ const DANGLING: [Code; 10] = [
 
 type Candidates<'a> = Peekable<Box<dyn Iterator<Item = HostCluster> + 'a>>;
 
+/// How long a plan may make an image's file: every cluster of it can be counted, and every table be there twice, but a few
+/// entries that name places far apart cannot make a large file of a small one.
+pub(super) fn max_file_bytes<S: Storage>(image: &Image<S>) -> u64 {
+    let length_bytes = image.file_bytes();
+    // Where the system does not say, everything may be stored.
+    let stored = image.storage().allocated_bytes().unwrap_or(length_bytes);
+    length_bytes.saturating_add(stored.max(MAX_GROWTH_BYTES))
+}
+
 /// Hands out clusters.
 pub(super) struct Space<'a> {
     candidates: Candidates<'a>,
+    /// Clusters from here on are for refcount structures only.
+    end: u64,
     /// Every cluster handed out, with the count it is to have.
     taken: Vec<(HostCluster, u64)>,
 }
@@ -54,17 +73,15 @@ impl<'a> Space<'a> {
             );
         }
         let geometry = examination.walk.geometry;
-        let findings = &examination.notes.findings;
-        let may_append = !examination.is_block_device
-            && DANGLING
-                .iter()
-                .all(|&code| findings.total_of(code).count == 0);
-        let candidates: Box<dyn Iterator<Item = HostCluster> + 'a> = if may_append {
+        let mut end = u64::MAX;
+        let candidates: Box<dyn Iterator<Item = HostCluster> + 'a> = if may_append(examination) {
             let wild = end_of_wild_refcounts(examination)
                 .map_err(|error| format!("the refcount table could not be read: {error}"))?;
             let first = geometry.file_clusters().max(wild);
             // The widest offset the format has ends the search.
-            let last = (1_u64 << 56) >> geometry.cluster_bits();
+            let max_bytes = examination.max_file_bytes.min(1 << 56);
+            let last = max_bytes >> geometry.cluster_bits();
+            end = last - last.saturating_sub(first) / FOR_COUNTS;
             Box::new((first..last).map(HostCluster))
         } else {
             let behind = behind_the_image(examination);
@@ -79,13 +96,23 @@ impl<'a> Space<'a> {
         };
         Ok(Self {
             candidates: candidates.peekable(),
+            end,
             taken: Vec::new(),
         })
     }
 
     /// The first of `clusters` neighbouring clusters that each get a refcount of `count`; `None` where there is no room.
     pub(super) fn take(&mut self, clusters: u64, count: u64) -> Option<HostCluster> {
-        let first = self.next_run(clusters)?;
+        self.take_before(self.end, clusters, count)
+    }
+
+    /// The same for a refcount structure, which has a count of one.
+    pub(super) fn take_for_counts(&mut self, clusters: u64) -> Option<HostCluster> {
+        self.take_before(u64::MAX, clusters, 1)
+    }
+
+    fn take_before(&mut self, end: u64, clusters: u64, count: u64) -> Option<HostCluster> {
+        let first = self.next_run(end, clusters)?;
         let range = (first.0..first.0 + clusters).map(HostCluster);
         self.taken.extend(range.map(|cluster| (cluster, count)));
         Some(first)
@@ -93,17 +120,19 @@ impl<'a> Space<'a> {
 
     /// The first of as many neighbouring clusters as there are counts, one for each.
     pub(super) fn take_counted(&mut self, counts: &[u64]) -> Option<HostCluster> {
-        let first = self.next_run(counts.len() as u64)?;
+        let first = self.next_run(self.end, counts.len() as u64)?;
         let range = (first.0..).map(HostCluster);
         self.taken.extend(range.zip(counts.iter().copied()));
         Some(first)
     }
 
-    fn next_run(&mut self, clusters: u64) -> Option<HostCluster> {
-        let mut first = self.candidates.next()?;
+    fn next_run(&mut self, limit: u64, clusters: u64) -> Option<HostCluster> {
+        let candidates = &mut self.candidates;
+        let mut next = || candidates.next_if(|cluster| cluster.0 < limit);
+        let mut first = next()?;
         let mut end = first.0 + 1;
         while end - first.0 < clusters {
-            let next = self.candidates.next()?;
+            let next = next()?;
             if next.0 != end {
                 first = next;
             }
@@ -134,9 +163,23 @@ fn has_unknown_counts<S: Storage>(examination: &Examination<'_, S>) -> bool {
         || codes.iter().any(|&code| findings.total_of(code).count > 0)
 }
 
+/// Whether clusters may be appended to the file.
+fn may_append<S: Storage>(examination: &Examination<'_, S>) -> bool {
+    let findings = &examination.notes.findings;
+    let mut dangling = DANGLING.iter();
+    !examination.is_block_device && dangling.all(|&code| findings.total_of(code).count == 0)
+}
+
 /// Why nothing could be taken.
 pub(super) fn no_room<S: Storage>(examination: &Examination<'_, S>) -> String {
     let cluster_bytes = examination.walk.geometry.cluster_bytes();
+    if may_append(examination) {
+        return format!(
+            "what is to be added would make the file grow by more than {} MiB and by more than is stored of it, which no \
+             damage to a sound image asks for",
+            MAX_GROWTH_BYTES >> 20
+        );
+    }
     let why = if examination.is_block_device {
         "the device cannot grow; make it larger, or copy the image to a larger one"
     } else {

@@ -7,6 +7,8 @@
 //!
 //! Comes in: words and blocks. Goes out: offsets and counts. Never here: what a count should be.
 
+use std::ops::Range;
+
 use super::HostOffset;
 use super::bytes::{bits, flag_bits};
 
@@ -95,6 +97,29 @@ pub fn set_refcount_at(block: &mut [u8], order: u32, index: usize, count: u64) {
     }
 }
 
+/// Sets neighbouring counts of a block, those at `indices`, to the same; past its end nothing happens.
+pub fn set_refcounts(block: &mut [u8], order: u32, indices: Range<usize>, count: u64) {
+    // Eight counts are whole bytes at every width.
+    let unit_bytes = 1_usize << order.min(6);
+    let mut unit = [0; 64];
+    for index in 0..8 {
+        set_refcount_at(&mut unit, order, index, count);
+    }
+    let unit = unit.get(..unit_bytes).unwrap_or_default();
+    let end = indices
+        .end
+        .min((block.len() / unit_bytes).saturating_mul(8));
+    let first_unit = indices.start.next_multiple_of(8).min(end);
+    let last_unit = (end - end % 8).max(first_unit);
+    for index in (indices.start..first_unit).chain(last_unit..end) {
+        set_refcount_at(block, order, index, count);
+    }
+    let middle = block.get_mut(first_unit / 8 * unit_bytes..last_unit / 8 * unit_bytes);
+    for counts in middle.unwrap_or_default().chunks_exact_mut(unit_bytes) {
+        counts.copy_from_slice(unit);
+    }
+}
+
 /// Changes the bits of `mask` in a big-endian number of at most eight bytes.
 pub fn put_bits(bytes: &mut [u8], mask: u64, value: u64) {
     let old = bytes
@@ -115,6 +140,15 @@ pub struct Counts64 {
     pub ones: u64,
     /// All counts, where any of them is larger than one; the largest number stands for itself and all beyond.
     pub larger: Option<[u16; 64]>,
+}
+
+impl Counts64 {
+    /// The bits of the counts that are zero.
+    pub fn zeros(&self) -> u64 {
+        let larger = self.larger.iter().flatten().zip(0..);
+        let larger = larger.fold(0, |set, (&count, bit)| set | u64::from(count > 1) << bit);
+        !(self.ones | larger)
+    }
 }
 
 /// A refcount block of counts of `1 << order` bits, 64 counts at a time; every block is a multiple of that.
@@ -213,6 +247,25 @@ mod tests {
     #[test]
     fn masks_make_up_the_word_without_overlap() {
         assert_eq!(RESERVED ^ OFFSET, u64::MAX);
+    }
+
+    #[test]
+    fn neighbouring_counts_are_set_as_each_of_them_is() {
+        for order in 0..=6 {
+            let counts = (16 * 8) >> order.min(3);
+            for start in 0..20 {
+                for end in start..counts + 4 {
+                    let mut block = [0x5a; 128];
+                    let block = &mut block[..counts << order >> 3];
+                    let mut one_by_one = block.to_vec();
+                    set_refcounts(block, order, start..end, 1);
+                    for index in start..end {
+                        set_refcount_at(&mut one_by_one, order, index, 1);
+                    }
+                    assert_eq!(block, one_by_one, "order {order}, {start}..{end}");
+                }
+            }
+        }
     }
 
     #[test]

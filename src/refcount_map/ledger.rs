@@ -264,12 +264,17 @@ pub(crate) struct Unsettled {
 }
 
 impl Unsettled {
-    /// Runs of clusters that are all in `alike`, and single ones that are not, in order.
-    pub(crate) fn runs(self, alike: u64) -> impl Iterator<Item = ClusterRange> {
+    /// Runs of clusters that are all in one of the classes, of which no two have a cluster in common, and single ones that
+    /// are in none, in order.
+    pub(crate) fn runs<const N: usize>(
+        self,
+        classes: [u64; N],
+    ) -> impl Iterator<Item = ClusterRange> {
         let mut rest = self.owing | self.suspect;
         std::iter::from_fn(move || {
             let first = (rest != 0).then(|| rest.trailing_zeros())?;
-            let count = ((rest & alike) >> first).trailing_ones().max(1);
+            let lengths = classes.map(|class| ((rest & class) >> first).trailing_ones());
+            let count = lengths.into_iter().fold(1, u32::max);
             rest &= !((u64::MAX >> (64 - count)) << first);
             Some(ClusterRange {
                 start: HostCluster(self.start.0 + u64::from(first)),

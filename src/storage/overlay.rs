@@ -16,7 +16,8 @@ const SECTOR: usize = 512;
 #[derive(Debug)]
 pub struct Overlay<S> {
     below: S,
-    sectors: BTreeMap<u64, [u8; SECTOR]>,
+    /// Bytes that differ, whole sectors of them, by their offset. No two of them overlap.
+    laid: BTreeMap<u64, Vec<u8>>,
     /// Where the last byte laid over it ends.
     end: u64,
     failures: Failures,
@@ -73,7 +74,7 @@ impl<S: Storage> Overlay<S> {
     pub fn new(below: S) -> Self {
         Self {
             below,
-            sectors: BTreeMap::new(),
+            laid: BTreeMap::new(),
             end: 0,
             failures: Failures::default(),
         }
@@ -96,19 +97,60 @@ impl<S: Storage> Overlay<S> {
     /// Bytes past the end of the storage make the image longer.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         self.extend_to(offset + bytes.len() as u64);
-        for (index, part) in (offset / SECTOR as u64..).zip(bytes.chunks(SECTOR)) {
-            let mut sector = [0; SECTOR];
-            if let Some(target) = sector.get_mut(..part.len()) {
-                target.copy_from_slice(part);
-            }
-            self.sectors.insert(index, sector);
+        if bytes.is_empty() {
+            return;
         }
+        let length = bytes.len().next_multiple_of(SECTOR);
+        let known = self.laid.range_mut(..=offset).next_back();
+        let known = known.and_then(|(&start, laid)| {
+            let start = usize::try_from(offset - start).ok()?;
+            laid.get_mut(start..start.checked_add(length)?)
+        });
+        if let Some(known) = known {
+            let (head, tail) = known.split_at_mut(bytes.len());
+            head.copy_from_slice(bytes);
+            tail.fill(0);
+            return;
+        }
+        self.clear(offset, offset + length as u64);
+        let mut laid = Vec::with_capacity(length);
+        laid.extend_from_slice(bytes);
+        laid.resize(length, 0);
+        self.laid.insert(offset, laid);
+    }
+
+    /// Takes away what lies between two multiples of 512.
+    fn clear(&mut self, start: u64, end: u64) {
+        let before = self.laid.range_mut(..start).next_back();
+        let behind = before.and_then(|(&offset, bytes)| cut(offset, bytes, start));
+        self.laid.extend(behind.map(|bytes| (start, bytes)));
+        while let Some((&offset, _)) = self.laid.range(start..end).next() {
+            let behind = self.laid.remove(&offset);
+            let behind = behind.and_then(|mut bytes| cut(offset, &mut bytes, end));
+            self.laid.extend(behind.map(|bytes| (end, bytes)));
+        }
+    }
+
+    /// What is laid over the bytes from `start` to `end`, in order, with its offset.
+    fn laid_over(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &[u8])> {
+        let before = self.laid.range(..start).next_back();
+        let before = before.filter(|(offset, bytes)| *offset + bytes.len() as u64 > start);
+        let laid = before
+            .into_iter()
+            .chain(self.laid.range(start..end.max(start)));
+        laid.map(|(&offset, bytes)| (offset, bytes.as_slice()))
     }
 
     /// Makes the image reach to `end` at least; what is not written reads as zero.
     pub fn extend_to(&mut self, end: u64) {
         self.end = self.end.max(end);
     }
+}
+
+/// Cuts bytes that begin at `offset` off at `end`, and returns those from there on, if there are any.
+fn cut(offset: u64, bytes: &mut Vec<u8>, end: u64) -> Option<Vec<u8>> {
+    let kept = usize::try_from(end - offset).unwrap_or(usize::MAX);
+    (kept < bytes.len()).then(|| bytes.split_off(kept))
 }
 
 impl<S: Storage> Storage for Overlay<S> {
@@ -120,14 +162,11 @@ impl<S: Storage> Storage for Overlay<S> {
         let end = offset.saturating_add(buffer.len() as u64);
         let read = self.below.read_at(offset, buffer);
         self.failures.note(offset, end, read)?;
-        let first = offset / SECTOR as u64;
-        let last = end.div_ceil(SECTOR as u64);
-        for (&index, sector) in self.sectors.range(first..last) {
-            let sector_start = index * SECTOR as u64;
-            let from = offset.max(sector_start);
-            let to = end.min(sector_start + SECTOR as u64);
+        for (start, bytes) in self.laid_over(offset, end) {
+            let from = offset.max(start);
+            let to = end.min(start + bytes.len() as u64);
             let within = |position: u64, base: u64| usize::try_from(position - base).unwrap_or(0);
-            let source = sector.get(within(from, sector_start)..within(to, sector_start));
+            let source = bytes.get(within(from, start)..within(to, start));
             let target = buffer.get_mut(within(from, offset)..within(to, offset));
             if let (Some(target), Some(source)) = (target, source) {
                 target.copy_from_slice(source);
@@ -141,8 +180,8 @@ impl<S: Storage> Storage for Overlay<S> {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        let laid = self.sectors.range(offset / SECTOR as u64..).next();
-        let laid = laid.map(|(&index, _)| (index * SECTOR as u64).max(offset));
+        let laid = self.laid_over(offset, u64::MAX).next();
+        let laid = laid.map(|(start, _)| start.max(offset));
         Ok(match (self.below.next_data(offset)?, laid) {
             (Some(below), Some(laid)) => Some(below.min(laid)),
             (below, laid) => below.or(laid),
@@ -183,6 +222,50 @@ mod tests {
         let (offset, error) = overlay.take_read_failure().expect("a failure");
         assert_eq!((offset, error.to_string()), (1024, "bad sector".to_owned()));
         assert!(overlay.take_read_failure().is_none(), "told once");
+    }
+
+    #[test]
+    #[expect(clippy::cast_possible_truncation, reason = "all numbers are small")]
+    fn what_was_laid_last_is_seen_however_it_lies_over_the_rest() {
+        for seed in 0..300_u64 {
+            let mut state = seed;
+            let mut below = |limit: u64| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) % limit
+            };
+            let mut overlay = Overlay::new(vec![0_u8; 3000]);
+            let mut expected = vec![0_u8; 16 * SECTOR];
+            for number in 1..=8 {
+                let start = below(12) * SECTOR as u64;
+                let bytes = vec![number; 1 + below(4 * SECTOR as u64) as usize];
+                overlay.write(start, &bytes);
+                let start = start as usize;
+                let sectors = start..start + bytes.len().next_multiple_of(SECTOR);
+                expected[sectors].fill(0);
+                expected[start..start + bytes.len()].copy_from_slice(&bytes);
+            }
+            for _ in 0..20 {
+                let (offset, length) = (below(15 * SECTOR as u64), below(SECTOR as u64 + 1));
+                let mut seen = vec![9; length as usize];
+                overlay
+                    .read_at(offset, &mut seen)
+                    .expect("memory can be read");
+                let offset = offset as usize;
+                assert_eq!(seen, expected[offset..offset + seen.len()], "seed {seed}");
+            }
+            let ends: Vec<u64> = overlay
+                .laid
+                .iter()
+                .map(|(at, bytes)| at + bytes.len() as u64)
+                .collect();
+            let starts = overlay.laid.keys().skip(1);
+            assert!(
+                starts.zip(&ends).all(|(start, end)| start >= end),
+                "seed {seed}"
+            );
+        }
     }
 
     #[test]

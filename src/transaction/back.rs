@@ -45,6 +45,7 @@ pub fn undo_repair<S: StorageMut, U: UndoSink>(
         journal,
         sectors_written: 0,
         stages_done: 0,
+        was: Vec::new(),
     };
     let back = match stage {
         Some(stage) => transaction.go_back_from(stage, file, options),

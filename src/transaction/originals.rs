@@ -78,11 +78,14 @@ impl Piece<'_> {
 /// Everything the plan writes, by window, and within a window in the order in which it is written.
 fn pieces<'p>(storage: &impl Storage, plan: &'p Plan) -> io::Result<Vec<Piece<'p>>> {
     let mut later = Overlay::new(storage);
+    let has_copies = plan.stages.iter().any(|stage| !stage.copies.is_empty());
     let mut copied: BTreeMap<u64, u64> = BTreeMap::new();
     let mut pieces = Vec::new();
     for (stage, number) in plan.stages.iter().zip(0_u16..) {
         for edit in &stage.edits {
-            later.write(edit.offset, &edit.after);
+            if has_copies {
+                later.write(edit.offset, &edit.after);
+            }
             push(
                 &mut pieces,
                 number,
@@ -180,13 +183,18 @@ fn push<'p>(
         let length = rest.len().min(MAX_RECORD_BYTES - into_window);
         let (part, behind) = rest.split_at(length);
         let split = before.map(|before| before.split_at(length.min(before.len())));
-        // A sector the file ends in has zeros behind its end.
-        let mut sectors = part.to_vec();
-        sectors.resize(part.len().next_multiple_of(SECTOR_BYTES), 0);
+        let (whole, cut_short) = part.split_at(part.len() - part.len() % SECTOR_BYTES);
+        let mut checksums: Vec<u32> = sector_checksums(whole).collect();
+        if !cut_short.is_empty() {
+            // A sector the file ends in has zeros behind its end.
+            let mut sector = cut_short.to_vec();
+            sector.resize(SECTOR_BYTES, 0);
+            checksums.extend(sector_checksums(&sector));
+        }
         pieces.push(Piece {
             stage,
             offset,
-            checksums: sector_checksums(&sectors).collect(),
+            checksums,
             before: split.map(|(before, _)| before),
         });
         offset += part.len() as u64;
@@ -268,7 +276,7 @@ impl Range<'_> {
 
     /// The range in parts that are blank and parts that are not: of a blank one nothing need be kept.
     fn split_at_blanks<'a>(&self, original: &'a [u8]) -> io::Result<Vec<Part<'a>>> {
-        let is_blank = |sector: &[u8]| sector.iter().all(|&byte| byte == 0);
+        let is_blank = |sector: &[u8]| sector.iter().fold(0, |any, byte| any | byte) == 0;
         let together: Vec<_> = original
             .chunks(SECTOR_BYTES)
             .zip(&self.sectors)

@@ -625,3 +625,53 @@ fn what_a_stranger_made_opens_no_other_file() {
         expect_one_reading_open(&calls, "image", &[]);
     }
 }
+
+/// Entries that each name a cluster in the range of another refcount block; there is none of these blocks.
+fn entries_far_apart(count: u64) -> Hostile {
+    const CLUSTER: u64 = 1 << 16;
+    // At 64 bits for a count.
+    const RANGE: u64 = CLUSTER / 8 * CLUSTER;
+    let head = Head {
+        cluster_bits: 16,
+        size: CLUSTER / 8 * CLUSTER,
+        l1: (4 << 20, 1),
+        refcount_table: (1 << 20, 1),
+        order: 6,
+        ..HEAD
+    };
+    let entries = (1..=count).map(|number| COPIED | (number * RANGE));
+    image(
+        "entries far apart",
+        (count + 1) * RANGE,
+        head,
+        vec![
+            (1 << 20, words([2 << 20])),
+            (2 << 20, vec![0; 1 << 16]),
+            (4 << 20, words([COPIED | (8 << 20)])),
+            (8 << 20, words(entries)),
+        ],
+    )
+}
+
+#[test]
+fn a_few_entries_far_apart_do_not_make_a_large_file_of_a_small_one() {
+    const MOST: u64 = 64 << 20;
+    let stage = Stage::new();
+    let path = stage.path("image");
+    let length = || fs::metadata(&path).expect("it is there").len();
+    for (count, is_repaired) in [(900, true), (1100, false)] {
+        let hostile = entries_far_apart(count);
+        hostile.write(&path);
+        let repair = stage.qfsck(["repair", "--yes", "image"]);
+        let said = [repair.out(), repair.err()].concat();
+        let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        let grown = length() - hostile.length;
+        assert_eq!(grown > 0, is_repaired, "{count} entries: {said}");
+        assert!(grown <= MOST, "{count} entries: {grown} bytes more");
+        let is_withheld = words.contains("grow by more than 64 MiB");
+        assert_eq!(is_withheld, !is_repaired, "{count} entries: {said}");
+        let again = stage.qfsck(["repair", "--dry-run", "image"]);
+        assert!(again.out().contains("nothing"), "{}", again.out());
+        fs::remove_file(stage.path("image.qfsck-undo")).expect("something was written");
+    }
+}
