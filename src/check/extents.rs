@@ -397,7 +397,7 @@ mod tests {
     fn of_too_many_runs_none_is_kept_but_the_last_of_each_group() {
         let all_kept = RunsKept::default();
         let mut groups: Vec<Extents> = (0..4).map(|_| Extents::new(true, &all_kept)).collect();
-        let step = MAX_RUNS / 4 + TOLD_TOGETHER;
+        let step = MAX_RUNS / 4 + 2 * TOLD_TOGETHER;
         let kept: Vec<usize> = groups
             .iter_mut()
             .map(|group| {
