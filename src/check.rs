@@ -32,6 +32,7 @@ pub use verdict::Verdict;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use self::witness::Witnessed;
@@ -207,11 +208,13 @@ impl<S: Storage> Examination<'_, S> {
         (end.0 > 0).then(|| self.walk.geometry.cluster_at(end))
     }
 
-    /// The clusters of the file from `from` on that nothing refers to and that no known count is stored for.
-    pub(crate) fn unused_clusters(&self, from: HostCluster) -> impl Iterator<Item = HostCluster> {
-        let file_clusters = self.walk.geometry.file_clusters();
-        let regions = region_of(from)..file_clusters.div_ceil(REGION_CLUSTERS);
-        let in_file = from.0..file_clusters;
+    /// The clusters of the file among these that nothing refers to and that no known count is stored for.
+    pub(crate) fn unused_clusters(
+        &self,
+        clusters: Range<u64>,
+    ) -> impl Iterator<Item = HostCluster> {
+        let in_file = clusters.start..clusters.end.min(self.walk.geometry.file_clusters());
+        let regions = region_of(HostCluster(in_file.start))..in_file.end.div_ceil(REGION_CLUSTERS);
         regions.flat_map(move |region| {
             let stored = stored::RegionCounts::read(self.walk, &self.survey, region);
             let unsettled: BTreeSet<HostCluster> =

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding};
+use crate::progress::Phase;
 use crate::qcow2::{CompressedExtent, Geometry, HostOffset, Place, SECTOR_BYTES};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
@@ -42,7 +43,7 @@ struct Run {
     last_start: u64,
 }
 
-/// How many runs all groups together keep; once they are too many, none is kept any more.
+/// How many runs all groups together keep; once they are too many, a group keeps no more than [`TOLD_TOGETHER`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct RunsKept(Arc<AtomicUsize>);
 
@@ -167,10 +168,13 @@ pub(super) fn judge_extents<S: Storage>(
 ) {
     let runs = sorted(groups, notes);
     let windows = windows(&runs);
+    drop(runs);
     if windows.is_empty() {
         return;
     }
     let rules = Rules::new(walk);
+    let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
+    walk.progress.begin(Phase::Tables, total_bytes);
     let runs_kept = RunsKept::default();
     let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
         rules: &rules,

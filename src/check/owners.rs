@@ -91,8 +91,8 @@ fn tables_of_singles<S: Storage>(
             }
             for guest in singles.guests {
                 let bits = asked & guest.bits;
-                let stretches = bits & !(bits << 1);
-                run_count += u64::from(stretches.count_ones());
+                // Each may be of another table.
+                run_count += u64::from(bits.count_ones());
                 if bits != 0 {
                     let range_of = |bit: u32| {
                         let first = guest.first_guest_cluster;
@@ -100,8 +100,6 @@ fn tables_of_singles<S: Storage>(
                     };
                     let (first, last) = (range_of(bits.trailing_zeros()), range_of(bits.ilog2()));
                     ranges.extend(first..=last);
-                    // A stretch is two where one table ends and another begins.
-                    run_count += last.saturating_sub(first);
                 }
             }
             run_count += u64::from((asked & singles.metadata).count_ones());

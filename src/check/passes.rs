@@ -3,8 +3,10 @@
 //! Comes in: the survey, and how much memory the counts may take. Goes out: a ledger in which only what does not add up
 //! is left, the same whatever the number of passes. Never here: what a count or a reference means.
 
+use std::mem;
 use std::ops::Range;
 
+use super::extents::judge_extents;
 use super::settle::{Settled, settle};
 use super::stored::enter_stored_counts;
 use crate::coverage::Coverage;
@@ -67,10 +69,12 @@ pub(super) fn settle_in_passes<S: Storage>(
         }
         notes.append(entered);
         let mut seen = Notes::default();
-        let settled = settle(walk, survey, &ledger, are_all_users_known, &mut seen);
+        let mut settled = settle(walk, survey, &ledger, are_all_users_known, &mut seen);
         let mut all = match first.take() {
             None => {
                 notes.append(seen);
+                let extents = mem::take(&mut settled.extents);
+                judge_extents(walk, survey, extents, notes);
                 settled
             }
             Some(mut all) => {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::Statistics;
 use super::claimed::for_each_claimed;
 use super::compressed_references::CompressedReferences;
-use super::extents::{Extents, RunsKept, judge_extents};
+use super::extents::{Extents, RunsKept};
 use crate::coverage::Gap;
 use crate::progress::Phase;
 use crate::qcow2::{ClusterRange, CompressedExtent, Geometry, HostCluster, L2Entry, Refusal};
@@ -30,6 +30,8 @@ pub(super) struct Settled {
     pub(super) has_unflagged: bool,
     /// `image_end_offset` and `total_clusters` are not filled in.
     pub(super) statistics: Statistics,
+    /// All compressed data.
+    pub(super) extents: Vec<Extents>,
 }
 
 /// Lets all references pay.
@@ -79,12 +81,12 @@ pub(super) fn settle<S: Storage>(
         extents.push(visitor.extents);
         notes.append(visitor.notes);
     }
-    judge_extents(walk, survey, extents, notes);
     Settled {
         last_cluster: last.into_inner(),
         truncated_clusters: truncated.into_inner(),
         has_unflagged,
         statistics,
+        extents,
     }
 }
 
@@ -258,14 +260,10 @@ impl Entries for Payer<'_, '_> {
                 let cluster = geometry.cluster_at(offset);
                 note_lost(self.visitor.ledger, cluster, self.visitor.truncated);
             }
-            Target::Compressed {
-                extent,
-                clusters: Ok(clusters),
-            } => self.pay_for_extent(extent, mapped.guest_cluster, clusters),
-            Target::Compressed {
-                extent,
-                clusters: Err(_),
-            } => {
+            Target::Compressed { extent, clusters } => {
+                if let Ok(clusters) = clusters {
+                    self.pay_for_extent(extent, mapped.guest_cluster, clusters);
+                }
                 let first = geometry.cluster_at(extent.offset).0;
                 let end = geometry.clusters_for(extent.end().0);
                 for cluster in first.max(geometry.file_clusters())..end {
@@ -305,7 +303,7 @@ impl Visitor<'_> {
     }
 }
 
-/// A cluster past the end of the file that is both referred to and counted was there once, however often it is either.
+/// A cluster past the end of the file that is both referred to and counted, within reason, was there once.
 fn note_lost(ledger: &Directory<'_>, cluster: HostCluster, truncated: &AtomicU64) {
     if ledger.forgive(cluster) {
         truncated.fetch_add(1, Relaxed);

@@ -1,6 +1,6 @@
 //! Refcounts and COPIED flags, adjusted in place.
 //!
-//! Comes in: an examination and a permit. Goes out: patches of single counts and flags. Never here: new structures, or a
+//! Comes in: an examination and a permit. Goes out: patches of counts and flags. Never here: new structures, or a
 //! patch in a cluster that has an owner besides the structure it belongs to.
 
 use std::collections::BTreeSet;
@@ -60,12 +60,11 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
         if examination.walk.progress.is_stopped() {
             break;
         }
-        let (Some(first), Some(end)) = (sectors.first(), sectors.last()) else {
+        let (Some(first), Some(last)) = (sectors.first(), sectors.last()) else {
             continue;
         };
         let unused = examination
-            .unused_clusters(of_clusters(first))
-            .take_while(|cluster| cluster.0 / per_sector <= *end)
+            .unused_clusters(first * per_sector..(last + 1) * per_sector)
             .filter(|cluster| sectors.binary_search(&(cluster.0 / per_sector)).is_ok());
         for cluster in unused {
             let start = geometry.offset_of(cluster).0;

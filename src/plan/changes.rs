@@ -111,7 +111,7 @@ pub(super) struct Patch {
     pub(super) stage: StageKind,
     /// The finding it answers.
     pub(super) because: Code,
-    /// Byte offset in the file: of the number, or of the block of counts that `Counts` are told from.
+    /// Byte offset in the file: of the number, or of the sector that the `Counts` are in.
     offset: u64,
     value: u64,
     field: Field,

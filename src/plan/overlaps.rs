@@ -130,6 +130,8 @@ fn doubtful<S: Storage>(
     Some(nothing(findings, |code| {
         if is_tied(code) {
             TIED.to_owned()
+        } else if choice.is_empty() {
+            MAY_BE_MEANT.to_owned()
         } else {
             format!("{MAY_BE_MEANT}; {choice} gives each owner a copy of what both see now")
         }

@@ -1,4 +1,4 @@
-//! From patches of single counts and flags to whole sectors, stage by stage.
+//! From patches of counts and flags to whole sectors, stage by stage.
 //!
 //! Comes in: patches, in any order. Goes out: stages of edits that name what must be there before and after. Never here:
 //! why a patch is made. A sector is what a disk writes whole or not at all.

@@ -87,7 +87,7 @@ impl<'a> Space<'a> {
             let behind = behind_the_image(examination);
             let elsewhere = behind.clone();
             let blank = examination
-                .unused_clusters(HostCluster(1))
+                .unused_clusters(1..u64::MAX)
                 .filter(move |cluster| !elsewhere.contains(&cluster.0))
                 // What is not known to be free may be in use, be it empty.
                 .filter(|_| examination.is_block_device || !has_unknown_counts(examination))

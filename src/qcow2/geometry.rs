@@ -195,15 +195,16 @@ impl Geometry {
 
     /// Turns an alleged extent of `bytes` bytes, at any byte, into the clusters it touches.
     ///
-    /// It begins in the file, and may end less than a cluster past its end, as a half-written last cluster does.
+    /// It begins in a cluster of the file, and may end less than a cluster past its end, as a half-written last cluster
+    /// does.
     #[inline]
     pub fn admit_extent(self, offset: HostOffset, bytes: u64) -> Result<ClusterRange, Refusal> {
         let end = offset.0.checked_add(bytes).ok_or(Refusal::PastEnd)?;
         let limit = self.file_bytes.saturating_add(self.cluster_bytes());
-        if offset.0 >= self.file_bytes || end >= limit {
+        let start = self.cluster_at(offset);
+        if start.0 >= self.file_clusters() || end >= limit {
             return Err(Refusal::PastEnd);
         }
-        let start = self.cluster_at(offset);
         let count = self.clusters_for(end).saturating_sub(start.0);
         Ok(ClusterRange { start, count })
     }

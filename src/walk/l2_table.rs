@@ -212,9 +212,9 @@ fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
 #[derive(Default)]
 struct TableTally {
     used: u64,
-    /// Cannot be followed, or have reserved bits set.
+    /// Cannot be what was meant, or have reserved bits set.
     impossible: u64,
-    /// Cannot be followed.
+    /// Cannot be what was meant.
     refused: u64,
 }
 
@@ -349,10 +349,20 @@ impl Rules {
             }),
             // Nothing says what these mean; they claim nothing.
             L2Descriptor::Compressed(_) if self.has_data_file || entry.bitmap.0 != 0 => None,
-            L2Descriptor::Compressed(extent) => Some(Target::Compressed {
-                extent,
-                clusters: self.geometry.admit_extent(extent.offset, extent.bytes()),
-            }),
+            L2Descriptor::Compressed(extent) => {
+                let clusters = self.geometry.admit_extent(extent.offset, extent.bytes());
+                let in_file = |clusters: ClusterRange| {
+                    let count = self.geometry.file_clusters() - clusters.start.0;
+                    ClusterRange {
+                        count: clusters.count.min(count),
+                        ..clusters
+                    }
+                };
+                Some(Target::Compressed {
+                    extent,
+                    clusters: clusters.map(in_file),
+                })
+            }
         }
     }
 }

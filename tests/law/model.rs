@@ -306,11 +306,12 @@ impl<'a> Model<'a> {
         let end = offset / 512 * 512 + sectors * 512;
         let first = offset >> self.cluster_bits;
         let count = end.div_ceil(self.cluster_bytes) - first;
-        if offset >= self.file.len() || end >= self.file.len() + self.cluster_bytes {
-            let file_clusters = self.file.len().div_ceil(self.cluster_bytes);
-            self.lost.extend(file_clusters.max(first)..first + count);
+        let file_clusters = self.file.len().div_ceil(self.cluster_bytes);
+        self.lost.extend(file_clusters.max(first)..first + count);
+        if first >= file_clusters || end >= self.file.len() + self.cluster_bytes {
             return;
         }
+        let count = count.min(file_clusters - first);
         self.take(first, count, Use::Compressed(table.references));
         self.extents.insert((offset, end - 512, guest));
     }

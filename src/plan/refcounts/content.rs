@@ -9,8 +9,9 @@ use std::ops::Range;
 
 use super::{Damage, Structure};
 use crate::check::{DifferenceRun, Examination};
+use crate::plan::holes::Holes;
 use crate::plan::space::holds_data;
-use crate::qcow2::{ClusterRange, HostCluster, HostOffset, counts_by_64, set_refcounts};
+use crate::qcow2::{ClusterRange, HostCluster, counts_by_64, set_refcounts};
 use crate::storage::Storage;
 
 /// The counts of one block, as they ought to be.
@@ -94,22 +95,15 @@ fn protect<S: Storage>(
     let storage = examination.walk.image.storage();
     let order = geometry.refcount_order();
     let end = range.end.min(geometry.file_clusters());
-    // Nothing but a hole lies before this, as far as anybody has looked.
-    let mut next_data = 0;
+    let mut holes = Holes::new(storage);
     for start in (range.start..end).step_by(64) {
         let mut uncounted = uncounted(bytes, order, start - range.start);
         uncounted &= u64::MAX >> (64 - (end - start).min(64));
         while uncounted != 0 {
             let cluster = HostCluster(start + u64::from(uncounted.trailing_zeros()));
             uncounted &= uncounted - 1;
-            let offset = geometry.offset_of(cluster);
-            if next_data < offset.0 + geometry.cluster_bytes() {
-                let Some(data) = storage.next_data(offset.0)? else {
-                    return Ok(());
-                };
-                next_data = data;
-            }
-            if geometry.cluster_at(HostOffset(next_data)) <= cluster
+            let start = geometry.offset_of(cluster).0;
+            if holes.next_stored(start)? < start.saturating_add(geometry.cluster_bytes())
                 && holds_data(storage, geometry, cluster)?
             {
                 let slot = usize::try_from(cluster.0 - range.start).unwrap_or(usize::MAX);

@@ -217,6 +217,54 @@ fn runs_pay_as_single_clusters_do_in_any_order() {
     }
 }
 
+/// Clusters of one count, and the next of another.
+const STRETCH: u64 = 20;
+
+#[test]
+fn runs_that_pay_for_shared_clusters_are_told_apart_by_their_guests() {
+    let count_of = |cluster: u64| [2, 3, 2, 6, 130, 200][(cluster / STRETCH % 6) as usize];
+    let counts: Vec<u64> = (0..CLUSTERS).map(count_of).collect();
+    let pay = |ledger: &Directory<'_>, first: u64, end: u64, weight: u64, guest: u64| {
+        let clusters = ClusterRange {
+            start: HostCluster(FIRST + first),
+            count: end - first,
+        };
+        let payment = Payment {
+            weight,
+            identity: Identity::Guest(guest),
+            flag: CopiedFlag::Any,
+        };
+        ledger.pay_run(clusters, payment);
+    };
+    // Of one stretch, so many clusters at its end are paid for by somebody else.
+    let suspects = |strange_stretch: u64, strangers: u64| {
+        let (suspects, _) = outcome(&counts, |ledger| {
+            pay(ledger, 0, CLUSTERS, 1, 1000);
+            for first in (0..CLUSTERS).step_by(STRETCH as usize) {
+                let end = (first + STRETCH).min(CLUSTERS);
+                let is_strange = first == strange_stretch * STRETCH;
+                let middle = end - if is_strange { strangers } else { 0 };
+                let weight = count_of(first) - 1;
+                if middle > first {
+                    pay(ledger, first, middle, weight, 1000 + first);
+                }
+                if middle < end {
+                    pay(ledger, middle, end, weight, 1001 + middle);
+                }
+            }
+        });
+        suspects
+    };
+    assert_eq!(suspects(0, 0), []);
+    for stretch in 0..CLUSTERS / STRETCH {
+        for strangers in [1, 3, STRETCH] {
+            let last = HostCluster(FIRST + (stretch + 1) * STRETCH - 1);
+            let found = suspects(stretch, strangers);
+            assert!(found.contains(&last), "{strangers} of stretch {stretch}");
+        }
+    }
+}
+
 #[test]
 fn scattered_clusters_pay_as_any_others() {
     for seed in 0..300 {

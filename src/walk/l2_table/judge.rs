@@ -23,14 +23,10 @@ impl TableContext<'_> {
             refused,
         } = *tally;
         if refused > 0 {
-            let what = if refused == 1 {
-                "entry was"
-            } else {
-                "entries were"
-            };
+            let what = if refused == 1 { "entry" } else { "entries" };
             notes.gap(Gap::refused(
                 self.item.place(),
-                format!("{refused} impossible {what} not followed"),
+                format!("{refused} {what} cannot be what was meant"),
             ));
         }
         if impossible >= IMPLAUSIBLE_ENTRIES && impossible * 2 > used {
