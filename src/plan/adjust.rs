@@ -60,11 +60,11 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
         if examination.walk.progress.is_stopped() {
             break;
         }
-        let (Some(first), Some(last)) = (sectors.first(), sectors.last()) else {
+        let (Some(first), Some(end)) = (sectors.first(), sectors.last()) else {
             continue;
         };
         let unused = examination
-            .unused_clusters(first * per_sector..(last + 1) * per_sector)
+            .unused_clusters(first * per_sector..(end + 1) * per_sector)
             .filter(|cluster| sectors.binary_search(&(cluster.0 / per_sector)).is_ok());
         for cluster in unused {
             let start = geometry.offset_of(cluster).0;

@@ -443,7 +443,7 @@ impl<'a> Reader<'a> {
             let id = self.part(strings, id_bytes).to_vec();
             let name = self.part(strings + id_bytes, name_bytes).to_vec();
             // Behind the table lie other tables, and their words read as entries, too.
-            let maps_nothing = self.u64(at) == 0 || name.is_empty() && self.u32(at + 8) == 0;
+            let maps_nothing = self.u64(at) == 0 || self.u32(at + 8) == 0;
             let is_phantom = id.is_empty() && maps_nothing;
             let tree = self.tree(self.u64(at), self.u32(at + 8).into(), self.facts(at));
             if let Some(tree) = tree.filter(|_| !is_phantom) {
