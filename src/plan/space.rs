@@ -258,3 +258,24 @@ pub(super) fn holds_data(
     storage.read_at(start, &mut bytes)?;
     Ok(bytes.iter().any(|&byte| byte != 0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_clusters_are_for_refcount_structures_only() {
+        let candidates: Box<dyn Iterator<Item = HostCluster>> = Box::new((10..30).map(HostCluster));
+        let mut space = Space {
+            candidates: candidates.peekable(),
+            end: 20,
+            taken: Vec::new(),
+        };
+        assert_eq!(space.take(10, 1), Some(HostCluster(10)));
+        assert_eq!(space.take(1, 1), None);
+        assert_eq!(space.take_counted(&[1]), None);
+        assert_eq!(space.take_for_counts(10), Some(HostCluster(20)));
+        assert_eq!(space.take_for_counts(1), None);
+        assert_eq!(space.taken().len(), 20);
+    }
+}
