@@ -321,7 +321,7 @@ fn add_users(users: &mut Trees, more: Trees) {
 /// How many bytes of a table can be read. A word the file ends in goes on with zeros.
 fn bytes_in_file<S: Storage>(walk: Walk<'_, S>, table: &L1Table) -> u64 {
     let in_file_bytes = walk.geometry.file_bytes().saturating_sub(table.offset.0);
-    (table.entries * 8).min(in_file_bytes.next_multiple_of(8))
+    (table.entries * 8).min(in_file_bytes.saturating_add(7) & !7)
 }
 
 /// Walks a table; `false` where it was told to stop.
