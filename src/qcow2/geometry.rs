@@ -178,6 +178,11 @@ impl Geometry {
         Ok(clusters)
     }
 
+    /// How many bytes of words the file has from `offset` on: one that it ends in goes on with zeros.
+    pub fn word_bytes_from(self, offset: HostOffset) -> u64 {
+        self.file_bytes.saturating_sub(offset.0).saturating_add(7) & !7
+    }
+
     /// Whether the file ends before the last eight bytes of a structure begin.
     pub fn is_cut(self, offset: HostOffset, bytes: u64) -> bool {
         let end = offset.0.saturating_add(bytes);

@@ -318,10 +318,9 @@ fn add_users(users: &mut Trees, more: Trees) {
     users.first_snapshot = first.into_iter().flatten().min();
 }
 
-/// How many bytes of a table can be read. A word the file ends in goes on with zeros.
+/// How many bytes of a table can be read.
 fn bytes_in_file<S: Storage>(walk: Walk<'_, S>, table: &L1Table) -> u64 {
-    let in_file_bytes = walk.geometry.file_bytes().saturating_sub(table.offset.0);
-    (table.entries * 8).min(in_file_bytes.saturating_add(7) & !7)
+    (table.entries * 8).min(walk.geometry.word_bytes_from(table.offset))
 }
 
 /// Walks a table; `false` where it was told to stop.

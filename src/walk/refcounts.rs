@@ -78,9 +78,7 @@ fn walk_entries<S: Storage>(
     notes: &mut Notes,
 ) {
     // At most 8 MiB, and no more than the file holds.
-    let in_file = walk.geometry.file_bytes().saturating_sub(table_offset.0);
-    // A word the file ends in goes on with zeros.
-    let bytes = bytes.min(in_file.next_multiple_of(8));
+    let bytes = bytes.min(walk.geometry.word_bytes_from(table_offset));
     let mut table = vec![0; usize::try_from(bytes).unwrap_or(0)];
     if let Err(error) = walk.image.read_into(table_offset, &mut table) {
         notes.gap(Gap::unreadable(Place::RefcountTable, &error));
