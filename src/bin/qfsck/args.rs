@@ -165,7 +165,7 @@ pub(crate) struct CheckArgs {
     /// About how much memory to take, as 512M; a quarter of what there is unless given
     ///
     /// An image whose counts take more is checked in several passes over its tables. The answer is the same. What damage
-    /// takes comes on top: some bytes for each cluster that does not add up.
+    /// takes comes on top: some bits for each cluster that leaks, some bytes for each other one that does not add up.
     #[arg(long, value_name = "SIZE", value_parser = parse_offset)]
     pub(crate) max_memory: Option<u64>,
 
