@@ -25,6 +25,8 @@ mod deep;
 mod error;
 mod finding;
 mod image;
+#[cfg(test)]
+mod numbers;
 mod plan;
 mod policy;
 mod progress;

@@ -169,11 +169,12 @@ fn has_no_second_plan(repaired: &Repaired, wishes: &RepairOptions) -> Result<(),
     if again.is_empty() {
         return Ok(());
     }
-    // What was given up is not freed by the repair that gave it up.
+    // What was given up is not freed by the repair that gave it up. Freeing may begin with a guard.
     let gave_up = !wishes.accepted_losses.is_empty();
-    let frees =
-        |stage: &Stage| stage.kind >= StageKind::LowerRefcounts || stage.kind == StageKind::Guard;
-    if gave_up && again.stages.iter().all(frees) {
+    let frees = |stage: &Stage| stage.kind >= StageKind::LowerRefcounts;
+    let is_guard = |stage: &Stage| stage.kind == StageKind::Guard;
+    let only_frees = |stage| frees(stage) || is_guard(stage);
+    if gave_up && again.stages.iter().any(frees) && again.stages.iter().all(only_frees) {
         return Ok(());
     }
     let kinds: Vec<_> = again

@@ -192,6 +192,7 @@ impl<S: Storage> Storage for Overlay<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::Numbers;
 
     /// Storage with one bad sector.
     struct Bad(u64);
@@ -228,13 +229,8 @@ mod tests {
     #[expect(clippy::cast_possible_truncation, reason = "all numbers are small")]
     fn what_was_laid_last_is_seen_however_it_lies_over_the_rest() {
         for seed in 0..300_u64 {
-            let mut state = seed;
-            let mut below = |limit: u64| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (state >> 33) % limit
-            };
+            let mut numbers = Numbers(seed);
+            let mut below = |limit: u64| numbers.below(limit);
             let mut overlay = Overlay::new(vec![0_u8; 3000]);
             let mut expected = vec![0_u8; 16 * SECTOR];
             for number in 1..=8 {

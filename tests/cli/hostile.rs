@@ -547,6 +547,7 @@ fn half_a_billion_leaked_clusters_are_told_by_the_word() {
     let limits = (128 * MIB, CHECK_SECONDS);
     let check = within(&stage, limits, &["check", "-j", "1", "image"]);
     expect_cheap(&check, 16 << 10, hostile.name);
+    assert!(check.out().contains("refcount-leak"), "{}", check.out());
 }
 
 #[test]

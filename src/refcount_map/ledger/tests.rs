@@ -3,6 +3,7 @@
 //! Comes in: counts and payments made up here. Goes out: suspects, and what is left owed. Never here: an image.
 
 use super::*;
+use crate::numbers::Numbers;
 
 const CLUSTER: HostCluster = HostCluster(77_777);
 
@@ -109,19 +110,6 @@ fn shared_clusters_must_be_shared_by_their_like() {
             pay(&ledger, 1, second, CopiedFlag::Any);
             assert_eq!(is_suspect(&ledger), wrong, "{first:?} {second:?}");
         }
-    }
-}
-
-/// A generator of numbers, the same in each run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
     }
 }
 

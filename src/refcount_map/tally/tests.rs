@@ -3,6 +3,7 @@
 //! Comes in: references in runs and one by one. Goes out: what the tally says of them. Never here: an image.
 
 use super::*;
+use crate::numbers::Numbers;
 
 fn suspects(clusters: &[u64]) -> ClusterSet {
     let set = ClusterSet::new();
@@ -66,13 +67,8 @@ const CLUSTERS: u64 = 300;
 
 /// Suspects, and references to them and their neighbours.
 fn some_case(seed: u64) -> (Vec<u64>, Vec<(ClusterRange, u64, Identity)>) {
-    let mut state = seed;
-    let mut below = |limit: u64| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % limit
-    };
+    let mut numbers = Numbers(seed);
+    let mut below = |limit: u64| numbers.below(limit);
     let asked = (FIRST..FIRST + CLUSTERS).filter(|_| below(3) > 0);
     let asked = asked.collect();
     let references = (0..below(12)).map(|_| {
