@@ -233,7 +233,7 @@ impl<S: Storage> Examination<'_, S> {
 
     /// Whether a cluster has users that may not share it.
     pub(crate) fn has_conflict(&self, cluster: HostCluster) -> bool {
-        self.ledger.suspects().contains(cluster) && compare::has_conflict(&self.witnessed, cluster)
+        self.ledger.suspects().contains(cluster) && self.witnessed.tally.has_conflict(cluster)
     }
 
     /// The answer, to be looked at while the examination goes on.

@@ -234,11 +234,6 @@ pub(super) fn for_each_standing<S: Storage>(
     }
 }
 
-/// Whether a suspect cluster has users that may not share it.
-pub(super) fn has_conflict(witnessed: &Witnessed, cluster: HostCluster) -> bool {
-    witnessed.tally.has_conflict(cluster)
-}
-
 /// Every such cluster, in order.
 pub(super) fn differences<S: Storage>(
     walk: Walk<'_, S>,

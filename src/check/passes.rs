@@ -1,7 +1,7 @@
 //! As many passes over the tables as the memory asks for: each settles the clusters of one window of the file.
 //!
 //! Comes in: the survey, and how much memory the counts may take. Goes out: a ledger in which only what does not add up
-//! is left, the same whatever the number of passes. Never here: what a count or a reference means.
+//! is left, the same whatever the number of passes; overlaps of compressed data, looked for once. Never here: what a count or a reference means.
 
 use std::mem;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Settling: every reference pays off what the stored refcounts owe.
 //!
 //! Comes in: the survey and the ledger. Goes out: a ledger in which only what does not add up is left; the defects of
-//! the L2 tables' words; allocation statistics. Never here: a second look at a table.
+//! the L2 tables' words; allocation statistics; all compressed data, to be looked through for overlaps. Never here: a second look at a table.
 
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

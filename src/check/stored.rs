@@ -163,7 +163,7 @@ impl RegionCounts {
             .and_then(|from| bytes.get(from..));
         let counts = counts.and_then(|bytes| bytes.get(..8 << self.order));
         for counts in counts_by_64(counts.unwrap_or(&[]), self.order) {
-            (word.zeros, word.ones) = (counts.zeros(), counts.ones);
+            (word.zeros, word.ones) = (!counts.used, counts.ones);
         }
         word
     }

@@ -11,7 +11,6 @@ use super::evidence::{self, Permit};
 use super::holes::Holes;
 use super::notes::{DraftNotes, is_leaked};
 use super::remains;
-use super::space::holds_data;
 use super::{RepairOptions, StageKind, refcounts};
 use crate::check::{Differences, Examination};
 use crate::coverage::Gap;
@@ -50,8 +49,7 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
     let sectors: BTreeSet<u64> = lost.map(|cluster| cluster.0 / per_sector).collect();
     let sectors: Vec<u64> = sectors.into_iter().collect();
     let of_clusters = |sector: &u64| HostCluster(sector * per_sector);
-    let storage = examination.walk.image.storage();
-    let mut holes = Holes::new(storage);
+    let mut holes = Holes::new(examination.walk.image.storage());
     let mut patches = Vec::new();
     // The counts of a region are read once, however many of its sectors have lost some.
     for sectors in
@@ -67,8 +65,7 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
             .unused_clusters(first * per_sector..(end + 1) * per_sector)
             .filter(|cluster| sectors.binary_search(&(cluster.0 / per_sector)).is_ok());
         for cluster in unused {
-            let start = geometry.offset_of(cluster).0;
-            if holes.next_stored(start)? >= start.saturating_add(geometry.cluster_bytes()) {
+            if !holes.is_stored(geometry, cluster)? {
                 continue;
             }
             let block = refcount_block(&examination.survey, geometry, cluster);
@@ -79,7 +76,7 @@ fn protect<S: Storage>(examination: &Examination<'_, S>) -> io::Result<Vec<Patch
                     && is_in_file(geometry, block, cluster)
             });
             if let Some(block) = block
-                && holds_data(storage, geometry, cluster)?
+                && holes.holds_data(geometry, cluster)?
             {
                 patches.push(Patch::refcount(
                     StageKind::RaiseRefcounts,
@@ -125,7 +122,7 @@ fn patches<S: Storage>(
             || (permit.may_lower.is_some() || !evidence::may_hide_owners(examination));
         patches.extend(flags.into_iter().filter(|patch| may_set || !sets(patch)));
     }
-    let leaked = differences.iter().zip(&counts);
+    let leaked = differences.iter().zip(counts.iter());
     let freed = leaked.filter(|(difference, count)| is_leaked(difference) && **count == Some(0));
     Ok(Changes {
         patches,
@@ -213,7 +210,7 @@ fn refcount_patches<S: Storage>(
 ) -> Vec<Patch> {
     let geometry = examination.walk.geometry;
     let mut patches = Vec::new();
-    for (difference, &count) in differences.iter().zip(counts) {
+    for (difference, &count) in differences.iter().zip(counts.iter()) {
         let block = refcount_block(&examination.survey, geometry, difference.cluster);
         let (Some(block), Some(stored), Some(count)) = (block, difference.stored, count) else {
             continue;
@@ -246,7 +243,7 @@ fn flag_patches<S: Storage>(
     }
     let shared = ClusterSet::new();
     let single = ClusterSet::new();
-    for (difference, &count) in differences.iter().zip(counts) {
+    for (difference, &count) in differences.iter().zip(counts.iter()) {
         // With a count of zero that cannot be raised, a flag that is cleared makes the next write allocate, from counts
         // that are wrong.
         if count.is_some_and(|count| count > 1 || difference.expected > 1) {

@@ -3,8 +3,7 @@
 //! Comes in: values. Goes out: [`Changes`]: patches of words, content for new clusters, copies, and reasons. Never here: an
 //! examination, or how a change is laid out on the disk.
 
-use std::iter::{FlatMap, RepeatN, repeat_n};
-use std::slice;
+use std::iter::repeat_n;
 
 use super::StageKind;
 use crate::finding::Code;
@@ -69,20 +68,11 @@ impl FromIterator<Option<u64>> for PlannedCounts {
     }
 }
 
-type OneByOne<'a> = RepeatN<&'a Option<u64>>;
-
-impl<'a> IntoIterator for &'a PlannedCounts {
-    type Item = &'a Option<u64>;
-    type IntoIter = FlatMap<
-        slice::Iter<'a, (Option<u64>, usize)>,
-        OneByOne<'a>,
-        fn(&'a (Option<u64>, usize)) -> OneByOne<'a>,
-    >;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0
-            .iter()
-            .flat_map(|(count, length)| repeat_n(count, *length))
+impl PlannedCounts {
+    /// One cluster after another.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Option<u64>> {
+        let runs = self.0.iter();
+        runs.flat_map(|(count, length)| repeat_n(count, *length))
     }
 }
 

@@ -77,7 +77,8 @@ impl<'a, S: Storage> Draft<'a, S> {
         &self.notes
     }
 
-    /// Turns the patches, new clusters and copies of a pass into stages, with a guard before the first that can be seen by whoever opens the image.
+    /// Turns the patches, new clusters and copies of a pass into stages, with a guard before the first that can be seen by
+    /// whoever opens the image.
     pub(super) fn lay_out(
         &self,
         image: &Image<impl Storage>,

@@ -334,8 +334,7 @@ fn suspicious_clusters<S: Storage>(
                 suspects.push(Suspect { cluster, named: 0 });
                 continue;
             }
-            let start = geometry.offset_of(cluster).0;
-            if holes.next_stored(start).unwrap_or(start) >= start + geometry.cluster_bytes() {
+            if !holes.is_stored(geometry, cluster).unwrap_or(true) {
                 continue;
             }
             // What cannot be read cannot be proven worthless.

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use crate::qcow2::{Geometry, HostCluster};
 use crate::storage::Storage;
 
 /// Where the next stored bytes are.
@@ -20,6 +21,31 @@ impl<'a, S: Storage + ?Sized> Holes<'a, S> {
             storage,
             next_data: 0,
         }
+    }
+
+    /// Whether anything of a cluster may be stored.
+    pub(super) fn is_stored(
+        &mut self,
+        geometry: Geometry,
+        cluster: HostCluster,
+    ) -> io::Result<bool> {
+        let start = geometry.offset_of(cluster).0;
+        Ok(self.next_stored(start)? < start.saturating_add(geometry.cluster_bytes()))
+    }
+
+    /// Whether a cluster holds anything but zeros.
+    pub(super) fn holds_data(
+        &mut self,
+        geometry: Geometry,
+        cluster: HostCluster,
+    ) -> io::Result<bool> {
+        if !self.is_stored(geometry, cluster)? {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; usize::try_from(geometry.cluster_bytes()).unwrap_or(0)];
+        self.storage
+            .read_at(geometry.offset_of(cluster).0, &mut bytes)?;
+        Ok(bytes.iter().any(|&byte| byte != 0))
     }
 
     /// The first byte from `offset` on that may be stored, `u64::MAX` where none is.

@@ -13,12 +13,11 @@ use std::io;
 use std::iter::Peekable;
 use std::ops::Range;
 
+use super::holes::Holes;
 use crate::check::Examination;
 use crate::finding::Code;
 use crate::image::Image;
-use crate::qcow2::{
-    Geometry, HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, words,
-};
+use crate::qcow2::{HostCluster, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, words};
 use crate::storage::Storage;
 
 /// A file that stores less than this may grow by this all the same.
@@ -236,27 +235,8 @@ fn is_blank<S: Storage>(
     if start.saturating_add(geometry.cluster_bytes()) > geometry.file_bytes() {
         return Ok(false);
     }
-    Ok(!holds_data(
-        examination.walk.image.storage(),
-        geometry,
-        cluster,
-    )?)
-}
-
-/// Whether a cluster holds anything but zeros.
-pub(super) fn holds_data(
-    storage: &impl Storage,
-    geometry: Geometry,
-    cluster: HostCluster,
-) -> io::Result<bool> {
-    let start = geometry.offset_of(cluster).0;
-    let data = storage.next_data(start)?;
-    if data.is_none_or(|data| data >= start + geometry.cluster_bytes()) {
-        return Ok(false);
-    }
-    let mut bytes = vec![0; usize::try_from(geometry.cluster_bytes()).unwrap_or(0)];
-    storage.read_at(start, &mut bytes)?;
-    Ok(bytes.iter().any(|&byte| byte != 0))
+    let mut holes = Holes::new(examination.walk.image.storage());
+    Ok(!holes.holds_data(geometry, cluster)?)
 }
 
 #[cfg(test)]

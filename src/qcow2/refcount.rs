@@ -142,15 +142,6 @@ pub struct Counts64 {
     pub larger: Option<[u16; 64]>,
 }
 
-impl Counts64 {
-    /// The bits of the counts that are zero.
-    pub fn zeros(&self) -> u64 {
-        let larger = self.larger.iter().flatten().zip(0..);
-        let larger = larger.fold(0, |set, (&count, bit)| set | u64::from(count > 1) << bit);
-        !(self.ones | larger)
-    }
-}
-
 /// A refcount block of counts of `1 << order` bits, 64 counts at a time; every block is a multiple of that.
 ///
 /// In most blocks every count is one, and in the rest of them most are zero or one.

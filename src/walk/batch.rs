@@ -215,7 +215,7 @@ impl Hole {
 }
 
 /// Piece by piece, so that a table with something in it is soon done with.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let mut pieces = bytes.chunks(128);
     pieces.all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
 }

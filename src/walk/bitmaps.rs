@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::pieces::for_each_piece;
+use super::pieces::{entries_walked, for_each_piece};
 use super::{Notes, Survey, Walk};
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding, OwnerKind, escaped};
@@ -164,14 +164,12 @@ pub(crate) fn table_entries_walked<S: Storage>(
         let step = usize::try_from(step).unwrap_or(usize::MAX);
         rest = rest.get(step..).unwrap_or(&[]);
     }
-    let entries_in_cluster = walk.geometry.cluster_bytes() / 8;
-    ClusterRange::merged(tables)
-        .iter()
-        .map(|range| range.count.saturating_mul(entries_in_cluster))
-        .fold(0, u64::saturating_add)
-        .saturating_mul(2)
-        .saturating_add(MAX_ENTRIES_OVERLAPPING)
-        .min(MAX_TABLE_ENTRIES_WALKED)
+    entries_walked(
+        walk.geometry,
+        tables,
+        MAX_ENTRIES_OVERLAPPING,
+        MAX_TABLE_ENTRIES_WALKED,
+    )
 }
 
 fn judge_name(index: u32, name: &[u8], names: &mut BTreeMap<Vec<u8>, u32>, notes: &mut Notes) {

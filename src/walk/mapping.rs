@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::pieces::for_each_piece;
+use super::pieces::{entries_walked, for_each_piece};
 use super::{L2Item, Notes, Survey, Walk};
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding, OwnerKind, Trees};
 use crate::qcow2::{
-    ClusterRange, HostCluster, HostOffset, L1Entry, MAX_L1_TABLE_BYTES, Place, Refusal, Tree, words,
+    HostCluster, HostOffset, L1Entry, MAX_L1_TABLE_BYTES, Place, Refusal, Tree, words,
 };
 use crate::storage::Storage;
 
@@ -54,14 +54,12 @@ impl Budget {
                 let bytes = (u64::from(entries) * 8).min(MAX_L1_TABLE_BYTES);
                 walk.geometry.clip_table(offset, bytes)
             });
-        let entries_in_cluster = walk.geometry.cluster_bytes() / 8;
-        let limit = ClusterRange::merged(clusters.collect())
-            .iter()
-            .map(|range| range.count.saturating_mul(entries_in_cluster))
-            .fold(0, u64::saturating_add)
-            .saturating_mul(2)
-            .saturating_add(MAX_L1_ENTRIES_OVERLAPPING)
-            .min(MAX_L1_ENTRIES_WALKED);
+        let limit = entries_walked(
+            walk.geometry,
+            clusters.collect(),
+            MAX_L1_ENTRIES_OVERLAPPING,
+            MAX_L1_ENTRIES_WALKED,
+        );
         Self {
             limit,
             left: limit,

@@ -10,7 +10,6 @@ use std::ops::Range;
 use super::{Damage, Structure};
 use crate::check::{DifferenceRun, Examination};
 use crate::plan::holes::Holes;
-use crate::plan::space::holds_data;
 use crate::qcow2::{ClusterRange, HostCluster, counts_by_64, set_refcounts};
 use crate::storage::Storage;
 
@@ -102,10 +101,7 @@ fn protect<S: Storage>(
         while uncounted != 0 {
             let cluster = HostCluster(start + u64::from(uncounted.trailing_zeros()));
             uncounted &= uncounted - 1;
-            let start = geometry.offset_of(cluster).0;
-            if holes.next_stored(start)? < start.saturating_add(geometry.cluster_bytes())
-                && holds_data(storage, geometry, cluster)?
-            {
+            if holes.holds_data(geometry, cluster)? {
                 let slot = usize::try_from(cluster.0 - range.start).unwrap_or(usize::MAX);
                 set_refcounts(bytes, order, slot..slot.saturating_add(1), 1);
             }
@@ -118,7 +114,7 @@ fn protect<S: Storage>(
 fn uncounted(bytes: &[u8], order: u32, index: u64) -> u64 {
     let start = usize::try_from((index << order) / 8).unwrap_or(usize::MAX);
     let counts = bytes.get(start..start.saturating_add(8 << order));
-    counts_by_64(counts.unwrap_or_default(), order).fold(0, |_, counts| counts.zeros())
+    counts_by_64(counts.unwrap_or_default(), order).fold(0, |_, counts| !counts.used)
 }
 
 /// The new table: the blocks that stay and those that are new.
