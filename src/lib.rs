@@ -25,8 +25,6 @@ mod deep;
 mod error;
 mod finding;
 mod image;
-#[cfg(test)]
-mod numbers;
 mod plan;
 mod policy;
 mod progress;

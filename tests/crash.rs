@@ -14,6 +14,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
+use fastrand::Rng;
 use qfsck::qcow2::{ClusterRange, words};
 use qfsck::undo::UndoFile;
 use qfsck::{
@@ -259,7 +260,7 @@ fn epochs(log: &[Op]) -> Vec<Vec<Arrival>> {
 }
 
 /// Which sectors of an epoch may have arrived: all subsets of up to 10, else prefixes, all but one, one, and 200 at random.
-fn subsets(count: usize, random: &mut u64) -> Vec<Vec<bool>> {
+fn subsets(count: usize, random: &mut Rng) -> Vec<Vec<bool>> {
     if count <= 10 {
         return (0..1_u32 << count)
             .map(|bits| (0..count).map(|bit| bits >> bit & 1 == 1).collect())
@@ -272,16 +273,9 @@ fn subsets(count: usize, random: &mut u64) -> Vec<Vec<bool>> {
         all.push((0..count).map(|at| at == pivot).collect());
     }
     for _ in 0..200 {
-        all.push((0..count).map(|_| next(random) & 1 == 1).collect());
+        all.push((0..count).map(|_| random.bool()).collect());
     }
     all
-}
-
-fn next(random: &mut u64) -> u64 {
-    *random = random
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1);
-    *random >> 33
 }
 
 fn lay(file: &mut Vec<u8>, epoch: &[Arrival], arrived: &[bool]) {
@@ -324,7 +318,7 @@ pub(crate) fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &m
     score.images += 1;
     let undo_file = committed(&sink.0.borrow());
     let before = Hazards::of(start);
-    let mut random = start.len() as u64;
+    let mut random = Rng::with_seed(start.len() as u64);
     let mut base = start.to_vec();
     for (number, epoch) in epochs(&disk.log).into_iter().enumerate() {
         for arrived in subsets(epoch.len(), &mut random) {
@@ -362,7 +356,7 @@ pub(crate) fn try_image(name: &str, start: &[u8], ignores_syncs: bool, score: &m
 
 /// Every state a disk can be in while what is in the log is done to a file, up to so many of an epoch, with its number.
 fn cuts(start: &[u8], log: &[Op], most: usize) -> Vec<(usize, Vec<u8>)> {
-    let mut random = start.len() as u64;
+    let mut random = Rng::with_seed(start.len() as u64);
     let mut base = start.to_vec();
     let mut states = Vec::new();
     for (number, epoch) in epochs(log).into_iter().enumerate() {
@@ -382,7 +376,7 @@ pub(crate) fn for_each_cut(start: &[u8], mut each: impl FnMut(&[u8], bool)) {
     let plan = plan_of(&disk);
     repair(&mut disk, &plan, &MemorySink::default()).expect("memory does not fail");
     let before = Hazards::of(start);
-    let mut random = start.len() as u64;
+    let mut random = Rng::with_seed(start.len() as u64);
     let mut base = start.to_vec();
     for epoch in epochs(&disk.log) {
         for arrived in subsets(epoch.len(), &mut random) {
@@ -688,7 +682,7 @@ fn one_sync_left_out_lets_a_power_cut_make_images_worse() {
         let before = Hazards::of(&start);
         // The last stage only clears bits, and after it nothing is written.
         for (number, stages) in plan.stages.windows(2).enumerate() {
-            let mut random = number as u64;
+            let mut random = Rng::with_seed(number as u64);
             let mut base = start.clone();
             for epoch in epochs(&without_sync(&disk.log, number)) {
                 for arrived in subsets(epoch.len(), &mut random).into_iter().take(300) {

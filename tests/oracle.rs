@@ -19,11 +19,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::iter::repeat_with;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use serde_json::Value;
 
 use crate::support::qemu::{self, Checked, Health, Origin, Recipe, Step, Tools};
@@ -1137,7 +1139,7 @@ fn everything(shape: &Shape) -> Recipe {
 struct Guest {
     shape: Shape,
     virtual_bytes: u64,
-    random: Random,
+    random: Rng,
 }
 
 impl Guest {
@@ -1152,7 +1154,7 @@ impl Guest {
         Self {
             shape,
             virtual_bytes,
-            random: Random(seed),
+            random: Rng::with_seed(seed),
         }
     }
 
@@ -1169,7 +1171,7 @@ impl Guest {
     fn writes(&mut self) -> Vec<String> {
         (0..self.request_count())
             .map(|_| {
-                let pattern = 1 + self.random.below(255);
+                let pattern = 1 + self.random.u64(..255);
                 self.anywhere(&format!("write -q -P {pattern}"), 512)
             })
             .collect()
@@ -1219,14 +1221,14 @@ impl Guest {
         let cluster_bytes = self.shape.cluster_bytes;
         format!(
             "write -q -c -P {} {} {cluster_bytes}",
-            self.random.below(256),
+            self.random.u64(..256),
             cluster * cluster_bytes
         )
     }
 
     fn vm_state(&mut self) -> Vec<String> {
         let cluster_bytes = self.shape.cluster_bytes;
-        let far = cluster_bytes * (20 + self.random.below(9));
+        let far = cluster_bytes * (20 + self.random.u64(..9));
         vec![
             format!("write -q -b -P 7 0 {}", 3 * cluster_bytes),
             format!("write -q -b -P 8 {far} 512"),
@@ -1248,14 +1250,14 @@ impl Guest {
     fn anywhere(&mut self, verb: &str, unit: u64) -> String {
         let longest = (6 * self.shape.cluster_bytes).min(384 * KIB).max(unit);
         let near = (64 * self.shape.cluster_bytes).min(self.virtual_bytes);
-        let range = if self.random.below(3) == 0 {
+        let range = if self.random.u64(..3) == 0 {
             near
         } else {
             self.virtual_bytes
         };
-        let bytes = unit * (1 + self.random.below(longest / unit));
+        let bytes = unit * (1 + self.random.u64(..longest / unit));
         let units = range.saturating_sub(bytes) / unit;
-        format!("{verb} {} {bytes}", unit * self.random.below(units + 1))
+        format!("{verb} {} {bytes}", unit * self.random.u64(..=units))
     }
 }
 
@@ -1263,40 +1265,24 @@ impl Guest {
 /// nothing, to half, and not at all.
 fn patterned(bytes: u64) -> Vec<u8> {
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let mut random = Random(7);
+    let mut random = Rng::with_seed(7);
     let mut disk = Vec::with_capacity(bytes);
     while disk.len() < bytes {
-        let half_noise: Vec<u8> = [random.noise(), vec![0x5a; 256]].concat();
-        let stripe = match random.below(6) {
+        let half_noise: Vec<u8> = [noise(&mut random), vec![0x5a; 256]].concat();
+        let stripe = match random.u64(..6) {
             0 => half_noise,
-            1 => random.noise(),
+            1 => noise(&mut random),
             2 => b"The quick brown fox jumps over the lazy dog. ".to_vec(),
             3 => vec![0xee; 512],
             _ => vec![0; 512],
         };
-        let times = usize::try_from(1 + random.below(256)).unwrap_or(1);
+        let times = usize::try_from(1 + random.u64(..256)).unwrap_or(1);
         disk.extend_from_slice(&stripe.repeat(times));
     }
     disk.truncate(bytes);
     disk
 }
 
-/// The same numbers every time (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn noise(&mut self) -> Vec<u8> {
-        (0..32).flat_map(|_| self.next().to_be_bytes()).collect()
-    }
+fn noise(random: &mut Rng) -> Vec<u8> {
+    repeat_with(|| random.u8(..)).take(256).collect()
 }

@@ -173,7 +173,7 @@ fn slashed(path: &Path) -> String {
 
 impl Source {
     fn is_only_for_tests(&self) -> bool {
-        self.path.ends_with("tests.rs")
+        self.path.ends_with("tests.rs") || self.path.contains("/tests/")
     }
 
     /// Numbered lines of code: no comments, and nothing that is only compiled for tests.

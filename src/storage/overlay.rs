@@ -192,7 +192,7 @@ impl<S: Storage> Storage for Overlay<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::numbers::Numbers;
+    use fastrand::Rng;
 
     /// Storage with one bad sector.
     struct Bad(u64);
@@ -229,8 +229,8 @@ mod tests {
     #[expect(clippy::cast_possible_truncation, reason = "all numbers are small")]
     fn what_was_laid_last_is_seen_however_it_lies_over_the_rest() {
         for seed in 0..300_u64 {
-            let mut numbers = Numbers(seed);
-            let mut below = |limit: u64| numbers.below(limit);
+            let mut numbers = Rng::with_seed(seed);
+            let mut below = |limit: u64| numbers.u64(..limit);
             let mut overlay = Overlay::new(vec![0_u8; 3000]);
             let mut expected = vec![0_u8; 16 * SECTOR];
             for number in 1..=8 {

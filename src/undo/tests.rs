@@ -10,6 +10,9 @@
 #![expect(clippy::print_stdout, reason = "a test says how much it tried")]
 
 use std::io;
+use std::iter::repeat_with;
+
+use fastrand::Rng;
 
 use super::block::{self, Chain, Seal};
 use super::*;
@@ -74,25 +77,8 @@ fn apply_write(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
     file[offset..end].copy_from_slice(bytes);
 }
 
-/// Numbers that look random and are the same every time (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).expect("below a limit")
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next().to_be_bytes()[0]).collect()
-    }
+fn noise(random: &mut Rng, length: usize) -> Vec<u8> {
+    repeat_with(|| random.u8(..)).take(length).collect()
 }
 
 /// A record as it is handed in.
@@ -128,7 +114,7 @@ fn versions_of(contents: impl IntoIterator<Item = Vec<u8>>) -> Versions {
 
 /// Four records with 1, 3, 2 and no versions, of 1, 2, 5 and 1 sectors; the second is blank, as lost tables are.
 fn wanted(seed: u64) -> Vec<Wanted> {
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     [
         (0_u64, 1, 1),
         (65_536, 2, 3),
@@ -143,9 +129,9 @@ fn wanted(seed: u64) -> Vec<Wanted> {
             offset,
             original: match index {
                 1 => vec![0; length],
-                _ => random.bytes(length),
+                _ => noise(&mut random, length),
             },
-            versions: versions_of((0..version_count).map(|_| random.bytes(length))),
+            versions: versions_of((0..version_count).map(|_| noise(&mut random, length))),
         }
     })
     .collect()

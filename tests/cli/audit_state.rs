@@ -243,7 +243,6 @@ fn an_audit_that_is_killed_at_any_moment_goes_on_where_it_was() {
     // Slowly, so that no run gets through before it is killed.
     let arguments = ["audit", "--state", "state", "--max-iops", "1000", "images"];
     let mut done = Vec::new();
-    let mut random = u64::from(std::process::id());
     for round in 0..50 {
         let before = done.last().copied().unwrap_or(0);
         let mut running = stage.start(arguments);
@@ -251,10 +250,7 @@ fn an_audit_that_is_killed_at_any_moment_goes_on_where_it_was() {
         while round % 2 == 1 && count_of_records(&stage) <= before {
             assert!(running.is_running(), "{}", running.wait().err());
         }
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        thread::sleep(Duration::from_micros((random >> 40) % 20_000));
+        thread::sleep(Duration::from_micros(fastrand::u64(..20_000)));
         assert!(running.is_running(), "{}", running.wait().err());
         running.signal("KILL");
         drop(running.wait());

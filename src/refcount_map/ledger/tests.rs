@@ -3,7 +3,7 @@
 //! Comes in: counts and payments made up here. Goes out: suspects, and what is left owed. Never here: an image.
 
 use super::*;
-use crate::numbers::Numbers;
+use fastrand::Rng;
 
 const CLUSTER: HostCluster = HostCluster(77_777);
 
@@ -117,36 +117,36 @@ fn shared_clusters_must_be_shared_by_their_like() {
 const CLUSTERS: u64 = 448;
 const FIRST: u64 = REGION_CLUSTERS - 192;
 
-fn some_counts(numbers: &mut Numbers) -> Vec<u64> {
+fn some_counts(numbers: &mut Rng) -> Vec<u64> {
     (0..CLUSTERS)
-        .map(|_| match numbers.below(8) {
+        .map(|_| match numbers.u64(..8) {
             0 => 0,
             1..=4 => 1,
-            5 | 6 => 2 + numbers.below(4),
-            _ => 122 + numbers.below(10),
+            5 | 6 => 2 + numbers.u64(..4),
+            _ => 122 + numbers.u64(..10),
         })
         .collect()
 }
 
-fn some_run(numbers: &mut Numbers) -> (ClusterRange, Payment) {
-    let first = numbers.below(CLUSTERS - 1);
+fn some_run(numbers: &mut Rng) -> (ClusterRange, Payment) {
+    let first = numbers.u64(..CLUSTERS - 1);
     let clusters = ClusterRange {
         start: HostCluster(FIRST + first),
-        count: 1 + numbers.below(CLUSTERS - first),
+        count: 1 + numbers.u64(..CLUSTERS - first),
     };
     let payment = Payment {
-        identity: match numbers.below(6) {
+        identity: match numbers.u64(..6) {
             0 => Identity::Compressed,
             1 => Identity::Metadata,
             2 => Identity::Guest(first + 7),
             _ => Identity::Guest(first),
         },
-        flag: match numbers.below(3) {
+        flag: match numbers.u64(..3) {
             0 => CopiedFlag::Set,
             1 => CopiedFlag::Clear,
             _ => CopiedFlag::Any,
         },
-        weight: match numbers.below(4) {
+        weight: match numbers.u64(..4) {
             0 | 1 => 1,
             2 => 2,
             _ => 122,
@@ -185,9 +185,9 @@ fn pay_runs(ledger: &Directory<'_>, runs: &[(ClusterRange, Payment)]) {
 #[test]
 fn runs_pay_as_single_clusters_do_in_any_order() {
     for seed in 0..300 {
-        let mut numbers = Numbers(seed);
+        let mut numbers = Rng::with_seed(seed);
         let counts = some_counts(&mut numbers);
-        let mut runs: Vec<(ClusterRange, Payment)> = (0..numbers.below(20))
+        let mut runs: Vec<(ClusterRange, Payment)> = (0..numbers.u64(..20))
             .map(|_| some_run(&mut numbers))
             .collect();
         let expected = outcome(&counts, |ledger| {
@@ -262,11 +262,11 @@ fn runs_that_pay_for_shared_clusters_are_told_apart_by_their_guests() {
 #[test]
 fn scattered_clusters_pay_as_any_others() {
     for seed in 0..300 {
-        let mut numbers = Numbers(seed);
+        let mut numbers = Rng::with_seed(seed);
         let counts = some_counts(&mut numbers);
         let clusters: [HostCluster; 64] = std::array::from_fn(|_| {
-            let cluster = FIRST + numbers.below(CLUSTERS);
-            HostCluster(if numbers.below(8) == 0 { 0 } else { cluster })
+            let cluster = FIRST + numbers.u64(..CLUSTERS);
+            HostCluster(if numbers.u64(..8) == 0 { 0 } else { cluster })
         });
         let payment = Payment {
             weight: 1,
@@ -290,7 +290,7 @@ fn scattered_clusters_pay_as_any_others() {
 #[test]
 fn compressed_data_in_eight_clusters_is_paid_as_in_each() {
     for seed in 0..300 {
-        let mut numbers = Numbers(seed);
+        let mut numbers = Rng::with_seed(seed);
         let mut counts = some_counts(&mut numbers);
         // One thing that does not come out even throws doubt on the whole region: in every other image all does.
         let comes_out_even = seed % 2 == 0;
@@ -303,8 +303,8 @@ fn compressed_data_in_eight_clusters_is_paid_as_in_each() {
         let mut before = Vec::new();
         let payments: Vec<u64> = clusters()
             .zip(&counts)
-            .map(|(cluster, &count)| match numbers.below(60) {
-                0 if !comes_out_even => numbers.below(Directory::MAX_BYTE + 1),
+            .map(|(cluster, &count)| match numbers.u64(..60) {
+                0 if !comes_out_even => numbers.u64(..=Directory::MAX_BYTE),
                 1 if !comes_out_even => 0,
                 // Somebody was here before, who may be somebody else.
                 2..=5 if count > 1 => {

@@ -3,7 +3,7 @@
 //! Comes in: references in runs and one by one. Goes out: what the tally says of them. Never here: an image.
 
 use super::*;
-use crate::numbers::Numbers;
+use fastrand::Rng;
 
 fn suspects(clusters: &[u64]) -> ClusterSet {
     let set = ClusterSet::new();
@@ -67,8 +67,8 @@ const CLUSTERS: u64 = 300;
 
 /// Suspects, and references to them and their neighbours.
 fn some_case(seed: u64) -> (Vec<u64>, Vec<(ClusterRange, u64, Identity)>) {
-    let mut numbers = Numbers(seed);
-    let mut below = |limit: u64| numbers.below(limit);
+    let mut numbers = Rng::with_seed(seed);
+    let mut below = |limit: u64| numbers.u64(..limit);
     let asked = (FIRST..FIRST + CLUSTERS).filter(|_| below(3) > 0);
     let asked = asked.collect();
     let references = (0..below(12)).map(|_| {

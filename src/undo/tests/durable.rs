@@ -81,13 +81,13 @@ fn records_and_name_are_durable_before_the_seal_and_the_seal_before_the_journal(
 }
 
 /// What a disk may hold after a power cut: all that was synced, and of the rest any sectors, absent ones blank.
-fn after_power_cut(calls: &[Call], random: &mut Random) -> Vec<u8> {
+fn after_power_cut(calls: &[Call], random: &mut Rng) -> Vec<u8> {
     let synced = calls
         .iter()
         .rposition(|call| *call == Call::Sync)
         .unwrap_or(0);
     let mut file = Vec::new();
-    let chance = random.below(5);
+    let chance = random.usize(..5);
     for (index, call) in calls.iter().enumerate() {
         let Call::Write { offset, bytes } = call else {
             continue;
@@ -96,7 +96,7 @@ fn after_power_cut(calls: &[Call], random: &mut Random) -> Vec<u8> {
         while from < offset + bytes.len() {
             let next_sector = (from + 1).next_multiple_of(SECTOR_BYTES);
             let to = next_sector.min(offset + bytes.len());
-            if index < synced || random.below(4) < chance {
+            if index < synced || random.usize(..4) < chance {
                 apply_write(&mut file, from, &bytes[from - offset..to - offset]);
             }
             from = to;
@@ -108,7 +108,7 @@ fn after_power_cut(calls: &[Call], random: &mut Random) -> Vec<u8> {
 #[test]
 fn a_power_cut_at_any_time_leaves_a_file_that_tells_the_truth() {
     let wanted = wanted(11);
-    let mut random = Random(11);
+    let mut random = Rng::with_seed(11);
     let calls = written(&wanted, true).calls;
     let commit_done = written(&wanted, false).calls.len();
     let mut tally = Tally::default();
@@ -134,7 +134,7 @@ fn a_power_cut_at_any_time_leaves_a_file_that_tells_the_truth() {
 fn a_power_cut_without_the_first_sync_would_be_seen() {
     // The control: were the seal not held back until everything else is synced, the cuts above would leave damage.
     let wanted = wanted(11);
-    let mut random = Random(12);
+    let mut random = Rng::with_seed(12);
     let mut calls = written(&wanted, false).calls;
     let first_sync = calls.iter().position(|call| *call == Call::Sync);
     calls.remove(first_sync.expect("a sync"));

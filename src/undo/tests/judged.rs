@@ -70,14 +70,14 @@ impl Storage for Short<'_> {
 
 /// An image, its two later versions, and the undo file of a range of four sectors in its middle.
 fn judged(change: impl Fn(&mut [u8], &[u8], &[u8])) -> Judgement {
-    let mut random = Random(15);
-    let mut image = random.bytes(16 * SECTOR_BYTES - 100);
+    let mut random = Rng::with_seed(15);
+    let mut image = noise(&mut random, 16 * SECTOR_BYTES - 100);
     let range = 4 * SECTOR_BYTES..8 * SECTOR_BYTES;
     let original = image[range.clone()].to_vec();
     let mut first = original.clone();
-    first[..2 * SECTOR_BYTES].copy_from_slice(&random.bytes(2 * SECTOR_BYTES));
+    first[..2 * SECTOR_BYTES].copy_from_slice(&noise(&mut random, 2 * SECTOR_BYTES));
     let mut second = first.clone();
-    second[SECTOR_BYTES..].copy_from_slice(&random.bytes(3 * SECTOR_BYTES));
+    second[SECTOR_BYTES..].copy_from_slice(&noise(&mut random, 3 * SECTOR_BYTES));
     let mut tail = image[15 * SECTOR_BYTES..].to_vec();
     tail.resize(SECTOR_BYTES, 0);
     let wanted = [

@@ -64,19 +64,19 @@ fn no_flipped_bit_is_accepted_where_it_means_anything() {
 fn ten_thousand_times_several_flipped_bits_are_never_accepted_as_other_content() {
     let wanted = wanted(4);
     let whole = written(&wanted, true).bytes;
-    let mut random = Random(4);
+    let mut random = Rng::with_seed(4);
     let mut tally = Tally::default();
     for _ in 0..10_000 {
         let mut bytes = whole.clone();
-        for _ in 0..2 + random.below(7) {
-            let bit = random.below(bytes.len() * 8);
+        for _ in 0..2 + random.usize(..7) {
+            let bit = random.usize(..bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
         // Three in a hundred are cut as well, one in a hundred has a lost sector.
-        match random.below(100) {
-            0..=2 => bytes.truncate(random.below(bytes.len())),
+        match random.usize(..100) {
+            0..=2 => bytes.truncate(random.usize(..bytes.len())),
             3 => {
-                let sector = random.below(bytes.len() / SECTOR_BYTES) * SECTOR_BYTES;
+                let sector = random.usize(..bytes.len() / SECTOR_BYTES) * SECTOR_BYTES;
                 bytes[sector..sector + SECTOR_BYTES].fill(0);
             }
             _ => {}
@@ -92,13 +92,13 @@ fn ten_thousand_times_several_flipped_bits_are_never_accepted_as_other_content()
 fn any_bytes_at_all_are_read_without_a_panic() {
     let wanted = wanted(5);
     let whole = written(&wanted, true).bytes;
-    let mut random = Random(5);
+    let mut random = Rng::with_seed(5);
     let mut tally = Tally::default();
     for _ in 0..20_000 {
-        let length = random.below(2_000);
-        let mut bytes = random.bytes(length);
+        let length = random.usize(..2_000);
+        let mut bytes = noise(&mut random, length);
         // A believable beginning, more often than not.
-        let kept = random.below(whole.len()).min(length);
+        let kept = random.usize(..whole.len()).min(length);
         bytes[..kept].copy_from_slice(&whole[..kept]);
         tally.count(&bytes, &wanted);
     }

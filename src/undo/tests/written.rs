@@ -19,10 +19,10 @@ fn what_is_written_is_read() {
 
 #[test]
 fn any_number_of_records_and_any_path_are_read_back() {
-    let mut random = Random(7);
+    let mut random = Rng::with_seed(7);
     for record_count in 0..200 {
         let header = UndoHeader {
-            path: random.bytes(record_count * 20),
+            path: noise(&mut random, record_count * 20),
             is_block_device: record_count % 2 == 1,
             ..header()
         };
@@ -30,9 +30,9 @@ fn any_number_of_records_and_any_path_are_read_back() {
         let mut writer = UndoWriter::new(&mut sink, &header).expect("begun");
         let mut originals = Vec::new();
         for index in 0..record_count as u64 {
-            let original = random.bytes(SECTOR_BYTES);
-            let count = random.below(MAX_VERSIONS + 1);
-            let versions = versions_of((0..count).map(|_| random.bytes(SECTOR_BYTES)));
+            let original = noise(&mut random, SECTOR_BYTES);
+            let count = random.usize(..=MAX_VERSIONS);
+            let versions = versions_of((0..count).map(|_| noise(&mut random, SECTOR_BYTES)));
             writer
                 .record(index * 512, &original, &versions)
                 .expect("kept");
@@ -154,8 +154,8 @@ fn of_a_blank_range_only_the_place_is_kept() {
 
 #[test]
 fn the_image_before_is_read_through_the_undo_file_whatever_the_repair_came_to() {
-    let mut random = Random(17);
-    let before = random.bytes(458_752 + 77);
+    let mut random = Rng::with_seed(17);
+    let before = noise(&mut random, 458_752 + 77);
     let ranges = [(0, 1), (1024, 3), (65_536, 8), (458_752, 2)];
     let mut after = before.clone();
     after.resize(500_000, 0x77);
@@ -175,12 +175,12 @@ fn the_image_before_is_read_through_the_undo_file_whatever_the_repair_came_to() 
         let view = file.before(now);
         assert_eq!(view.length_bytes().ok(), Some(before.len() as u64));
         for _ in 0..2_000 {
-            let offset = match random.below(3) {
-                0 => random.below(4_096),
-                1 => 65_000 + random.below(6_000),
-                _ => 458_000 + random.below(3_000),
+            let offset = match random.usize(..3) {
+                0 => random.usize(..4_096),
+                1 => 65_000 + random.usize(..6_000),
+                _ => 458_000 + random.usize(..3_000),
             };
-            let mut read = vec![0xaa; random.below(5_000)];
+            let mut read = vec![0xaa; random.usize(..5_000)];
             view.read_at(offset as u64, &mut read).expect("memory");
             let mut wanted = before.get(offset..).unwrap_or(&[]).to_vec();
             wanted.resize(read.len(), 0);
