@@ -15,6 +15,7 @@ mod contested;
 mod guest_data;
 mod l1_tables;
 mod l2_tables;
+mod obstacles;
 
 use std::collections::BTreeMap;
 use std::io;

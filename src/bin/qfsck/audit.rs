@@ -26,8 +26,8 @@ use qfsck::report::{AuditRecord, AuditRow, ImageName, ImageStatus, Night, write_
 use self::args::{AuditArgs, AuditFailOn, AuditOutput, AuditVerb, ResultArgs};
 use self::budget::Budget;
 use self::crew::Muster;
-use self::discover::{Discovery, Unfound, discover};
-use self::look::{Place, Surroundings, Task};
+use self::discover::{Discovery, Place, Unfound, discover};
+use self::look::{Surroundings, Task};
 use self::store::{NoState, State, Store, host, write_whole};
 use crate::exit::Outcome;
 use crate::progress::Watch;

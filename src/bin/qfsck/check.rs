@@ -15,15 +15,12 @@ use crate::exit::Outcome;
 use crate::isolation::{Isolation, confined};
 use crate::progress::{Stopped, Watch};
 use crate::session::{Session, filename, sharing};
-use crate::{finish, fix, is_unread, memory, print, render, say};
+use crate::{finish, is_unread, memory, print, render, say};
 
 /// Checks every image; the gravest outcome is the answer.
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
     if let Some(outcome) = refuse(args) {
         return outcome;
-    }
-    if let (Some(what), [path]) = (args.repair, args.images.as_slice()) {
-        return fix::run(args, path, what);
     }
     let mut worst = Outcome::Clean;
     for (index, path) in args.images.iter().enumerate() {
@@ -65,7 +62,7 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
 }
 
 /// What cannot be done whatever the images are.
-fn refuse(args: &CheckArgs) -> Option<Outcome> {
+pub(crate) fn refuse(args: &CheckArgs) -> Option<Outcome> {
     if args.repair.is_some() && args.force_share {
         say(
             "qfsck: -U reads while another program writes, -r must keep every other program out: give one of them",

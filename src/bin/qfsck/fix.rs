@@ -22,7 +22,14 @@ use crate::way_back::{blocked, interrupted, next_name, shell_word, undo_command}
 use crate::{check, finish, print, render, say};
 
 /// Repairs and reports.
-pub(crate) fn run(args: &CheckArgs, path: &Path, what: Repair) -> Outcome {
+pub(crate) fn run(args: &CheckArgs, what: Repair) -> Outcome {
+    if let Some(outcome) = check::refuse(args) {
+        return outcome;
+    }
+    // More than one is refused, and the command line asks for one.
+    let Some(path) = args.images.first() else {
+        return Outcome::Usage;
+    };
     fix(args, path, what).unwrap_or_else(|error| {
         say(&format!("qfsck: {error}\n  {}", error.advice()));
         let document = ErrorDocument::new(&filename(path), &error);

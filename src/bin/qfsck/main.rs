@@ -47,7 +47,10 @@ fn main() -> ExitCode {
     hold_signals(&cli.command);
     leave_ignored_signals_ignored();
     let outcome = panic::catch_unwind(|| match cli.command {
-        Command::Check(args) => check::run(&args),
+        Command::Check(args) => match args.repair {
+            Some(what) => fix::run(&args, what),
+            None => check::run(&args),
+        },
         Command::Repair(args) => repair::run(&args),
         Command::Undo(args) => undo::run(&args),
         Command::Owner(args) => owner::run(&args),

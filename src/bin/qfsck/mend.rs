@@ -15,7 +15,7 @@ use qfsck::{
     Storage, UndoSinkFile,
 };
 
-use crate::args::ProgressMode;
+use crate::args::values::ProgressMode;
 use crate::isolation::{confined, confined_but_for};
 use crate::plan_file::identity;
 use crate::progress::{Occupied, Stopped, Watch};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use qfsck::Progress;
 
-use crate::args::ProgressMode;
+use crate::args::values::ProgressMode;
 use crate::say;
 
 /// How often the watcher looks.

@@ -9,7 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::contested::{Case, Contested, Packed};
-use super::{Reason, Work, guest_data};
+use super::obstacles::{may_copy, may_switch};
+use super::{Reason, Work};
 use crate::check::Examination;
 use crate::finding::Code;
 use crate::qcow2::{ClusterRange, Geometry, HostCluster, HostOffset};
@@ -35,26 +36,11 @@ pub(super) fn who_moves<'a, S: Storage>(
     };
     let groups: Vec<Group<'a>> = case.packed.chunk_by(same).collect();
     for group in &groups {
-        guest_data::may_switch(contested, group.iter().map(|packed| &packed.guest))?;
+        may_switch(contested, group.iter().map(|packed| &packed.guest))?;
         let ends = group.iter().map(|packed| packed.clusters.end());
         may_copy(geometry, ends, weight(group))?;
     }
     Ok(groups)
-}
-
-/// Whether what lies in clusters up to these ends is all in the file, and can be counted so often.
-pub(super) fn may_copy(
-    geometry: Geometry,
-    ends: impl Iterator<Item = u64>,
-    count: u64,
-) -> Result<(), &'static str> {
-    if ends.max() > Some(geometry.file_clusters()) {
-        return Err("the compressed data reaches past the end of the file");
-    }
-    if count > geometry.refcount_max() {
-        return Err("refcounts are too narrow for all who would share the copy");
-    }
-    Ok(())
 }
 
 fn weight(group: Group<'_>) -> u64 {

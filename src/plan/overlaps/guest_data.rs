@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::slice::ChunkBy;
 
 use super::contested::{Case, Contested, Guest, Structure};
+use super::obstacles::may_switch;
 use super::{Reason, TOO_MANY, Work, compressed};
 use crate::check::Examination;
 use crate::finding::{Code, OwnerKind};
@@ -125,28 +126,6 @@ fn may_move(contested: &Contested, group: Group<'_>, refcount_max: u64) -> Resul
     may_switch(contested, group.iter())?;
     if weight(group) > refcount_max {
         return Err("refcounts are too narrow for all who would share the copy".into());
-    }
-    Ok(())
-}
-
-/// Why some of these entries cannot be changed, if they cannot.
-pub(super) fn may_switch<'a>(
-    contested: &Contested,
-    mut guests: impl Iterator<Item = &'a Guest> + Clone,
-) -> Result<(), Reason> {
-    let stuck = |guest: &Guest, why: &str| Reason {
-        kind: why.to_owned(),
-        text: format!(
-            "the L2 table that would have to be changed (first: in cluster {}) {why}, which must be put right first",
-            guest.table.0
-        ),
-    };
-    let mut all = guests.clone();
-    if let Some(guest) = all.find(|guest| contested.contains(guest.table)) {
-        return Err(stuck(guest, "shares its own cluster with something else"));
-    }
-    if let Some(guest) = guests.find(|guest| guest.is_ambiguous) {
-        return Err(stuck(guest, "serves two guest ranges"));
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::contested::Contested;
+use super::obstacles::may_copy;
 use super::{MAX_REFERENCES, TOO_MANY, Work, compressed};
 use crate::check::Examination;
 use crate::finding::{Code, OwnerKind, Severity};
@@ -189,7 +190,7 @@ fn may_separate<S: Storage>(
     let most_names = names.values().map(Vec::len).max().unwrap_or(0) as u64;
     let most_users = users.values().copied().max().unwrap_or(0);
     let ends = mappings.packed.iter().map(|packed| packed.clusters.end());
-    compressed::may_copy(geometry, ends, most_users.saturating_mul(most_names))?;
+    may_copy(geometry, ends, most_users.saturating_mul(most_names))?;
     let is_contested = |offset| contested.contains(geometry.cluster_at(HostOffset(offset)));
     let mut all = names.values().flatten();
     if contested.contains(item.cluster) || all.any(|name| is_contested(name.offset)) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use qfsck::audit::Shard;
 
-use crate::args::{ProgressMode, parse_offset};
+use crate::args::values::{ProgressMode, parse_offset};
 
 /// Audit many images: find them, check each, keep a record of each, night after night.
 ///

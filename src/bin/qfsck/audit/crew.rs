@@ -19,7 +19,7 @@ use super::args::LimitArgs;
 use super::budget::{lock, resident_bytes};
 use super::look::{Looked, Minder, StopReason, Surroundings, Task, given_up, keep, look};
 use super::store::Store;
-use crate::args::ProgressMode;
+use crate::args::values::ProgressMode;
 use crate::isolation;
 use crate::progress::Watch;
 use crate::say;

@@ -15,7 +15,6 @@ use nix::fcntl::OFlag;
 use qfsck::report::{AuditRow, ImageStatus, Night};
 
 use super::args::SearchArgs;
-use super::look::{Place, is_absence};
 use crate::progress::Watch;
 
 /// The first bytes of an image.
@@ -26,6 +25,17 @@ const IGNORE_FILE: &str = ".qfsckignore";
 const MOST_IGNORE_BYTES: u64 = 1 << 20;
 /// Links that are followed to find out where a directory was that is not there.
 const MOST_LINKS: usize = 40;
+
+/// What is known of the place an image is to be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nothing that matters.
+    Usual,
+    /// The directory is not there, or has nothing any more, as one whose disk is not mounted.
+    Lost,
+    /// It is a symbolic link, or below one: links are not followed, so nothing there is opened.
+    Linked,
+}
 
 /// An image, or a file that should be one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -423,6 +433,11 @@ fn look_into(path: &Path) -> io::Result<Option<Metadata>> {
         Err(error) => return Err(error),
     };
     Ok((metadata.is_file() && (starts || is_named)).then_some(metadata))
+}
+
+/// Whether an error says that there is no such file.
+pub(crate) fn is_absence(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Whether a file begins as an image does.

@@ -20,8 +20,8 @@ use qfsck::{escaped_path, path_of_bytes};
 
 use super::args::{DiffArgs, MergeArgs, PlanArgs, RunArgs};
 use super::budget::Budget;
-use super::discover::{Discovery, Unfound, discover, named};
-use super::look::{Place, Surroundings, Task};
+use super::discover::{Discovery, Place, Unfound, discover, named};
+use super::look::{Surroundings, Task};
 use super::store::{Store, host, write_whole};
 use super::{crew, fails, now, of_muster, refuse, show, write_metrics};
 use crate::exit::Outcome;

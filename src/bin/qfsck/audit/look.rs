@@ -20,6 +20,7 @@ use qfsck::{
 };
 
 use super::budget::{Budget, Metered};
+use super::discover::{Place, is_absence};
 use super::store::Store;
 use crate::way_back::interrupted;
 
@@ -42,17 +43,6 @@ pub(crate) struct Task {
     /// It is to be read even if nobody touched it.
     pub(crate) full: bool,
     pub(crate) place: Place,
-}
-
-/// What is known of the place an image is to be in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Nothing that matters.
-    Usual,
-    /// The directory is not there, or has nothing any more, as one whose disk is not mounted.
-    Lost,
-    /// It is a symbolic link, or below one: links are not followed, so nothing there is opened.
-    Linked,
 }
 
 /// Who looks after a check while it goes on.
@@ -370,11 +360,6 @@ impl Looking<'_> {
         let path = self.task.name.to_path();
         self.otherwise(status, Some(without_path(&path, error)), fingerprint)
     }
-}
-
-/// Whether an error says that there is no such file.
-pub(crate) fn is_absence(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// What went wrong, to be said beside the path.

@@ -20,7 +20,7 @@ use super::page::{
     Before, Changes, Fleet, MAP_CELLS, MapOf, Mapped, NIGHTS, PLACES_PER_CODE, Page, Trend,
 };
 use super::refuse;
-use crate::args::ProgressMode;
+use crate::args::values::ProgressMode;
 use crate::exit::Outcome;
 use crate::isolation::{Isolation, confined};
 use crate::progress::Watch;
