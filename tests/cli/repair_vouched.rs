@@ -10,6 +10,7 @@ use std::path::Path;
 use super::repair_stage::cut_repair;
 use super::stage::{Stage, bytes_of, is_root, skip};
 
+const PLAIN: &str = "002-v3-plain";
 const LEAK: &str = "100-refcount-leak";
 const TOO_LOW: &str = "113-refcount-too-low-with-snapshots";
 const SHARED: &str = "173-data-on-l2";
@@ -269,4 +270,25 @@ fn an_audit_has_a_cut_repair_in_the_record_as_long_as_its_undo_file_is_there() {
             .iter()
             .all(|record| record.get("unreliable").is_none())
     );
+}
+
+#[test]
+fn a_clean_image_is_checked_whatever_stands_beside_it_under_an_undo_files_name() {
+    let stage = Stage::new();
+    let image = stage.copy(PLAIN, "image");
+    fs::write(stage.path(UNDO_FILE), b"precious").expect("written");
+    let word = "is not an undo file";
+    for what in ["leaks", "all"] {
+        let said = stage.qfsck(["check", "-r", what, "image"]);
+        said.expect_exit(0);
+        assert!(said.out().contains(word), "{}", said.out());
+    }
+    assert!(bytes_at(&image) == bytes_of(PLAIN));
+    assert_eq!(bytes_at(&stage.path(UNDO_FILE)), b"precious");
+    // Where there is something to write, it is not written.
+    stage.copy(LEAK, "image");
+    let said = stage.qfsck(["check", "-r", "leaks", "image"]);
+    said.expect_exit(1);
+    assert!(said.err().contains(word), "{}", said.err());
+    assert!(bytes_at(&image) == bytes_of(LEAK));
 }

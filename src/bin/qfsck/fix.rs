@@ -97,6 +97,10 @@ fn mend_one(
         report: RepairReport::new(mode, &plan.withheld),
         undo_path: None,
     };
+    // A clean image has nothing to be kept from: an undo file beside it is told as a check tells it.
+    if plan.is_empty() && done.outcome() == Outcome::Clean {
+        return Ok(done);
+    }
     if let Some(word) = blocked(file.image(), given) {
         done.report = RepairReport::new(mode, &[]);
         return Ok(done.refuse(&word));
