@@ -40,9 +40,9 @@ impl Tally {
             .entry(row.status.name().to_owned())
             .or_default() += 1;
         summary.carried += u64::from(row.carried);
-        summary.newly_damaged += u64::from(is_newly_damaged(row));
+        summary.newly_damaged += u64::from(row.is_newly_damaged());
         summary.healed += u64::from(is_healed(row));
-        summary.damaged_when_last_read += u64::from(is_said_to_be_damaged(row));
+        summary.damaged_when_last_read += u64::from(row.is_damaged_as_last_read());
         summary.new_images += u64::from(row.first_night == row.night);
         summary.most_busy_nights = summary.most_busy_nights.max(row.busy_nights);
         summary.leaked_bytes = summary.leaked_bytes.saturating_add(row.leaked_bytes);
@@ -89,19 +89,6 @@ impl Tally {
     pub fn kept(&self, status: ImageStatus) -> &[AuditRow] {
         self.kept.get(&status).map_or(&[], Vec::as_slice)
     }
-}
-
-/// Whether an image is damaged and was not when it was last looked at. What was never seen before counts.
-fn is_newly_damaged(row: &AuditRow) -> bool {
-    row.status.is_damage() && !row.previous.is_some_and(ImageStatus::is_damage)
-}
-
-/// Whether nothing could be learnt of an image, and what is known from before is that it is damaged: starting a guest does
-/// not mend its image.
-fn is_said_to_be_damaged(row: &AuditRow) -> bool {
-    let is_open = row.status.is_in_use() || row.status == ImageStatus::Unfinished;
-    let was_none = row.previous == Some(ImageStatus::NotQcow2);
-    is_open && (was_none || row.verdict.is_some_and(|last| last.status.is_damage()))
 }
 
 fn is_healed(row: &AuditRow) -> bool {

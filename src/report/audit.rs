@@ -244,6 +244,21 @@ pub struct AuditRow {
     pub tool: String,
 }
 
+impl AuditRow {
+    /// Whether an image is damaged and was not when it was last looked at. What was never seen before counts.
+    pub fn is_newly_damaged(&self) -> bool {
+        self.status.is_damage() && !self.previous.is_some_and(ImageStatus::is_damage)
+    }
+
+    /// Whether nothing could be learnt of an image, and what is known from before is that it is damaged: starting a guest
+    /// does not mend its image.
+    pub fn is_damaged_as_last_read(&self) -> bool {
+        let is_open = self.status.is_in_use() || self.status == ImageStatus::Unfinished;
+        let was_none = self.previous == Some(ImageStatus::NotQcow2);
+        is_open && (was_none || self.verdict.is_some_and(|last| last.status.is_damage()))
+    }
+}
+
 /// What only the record of an image knows: it differs from run to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

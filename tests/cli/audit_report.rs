@@ -9,6 +9,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::libc;
+
 use super::locks::set_lock;
 use super::stage::{Said, Stage, bytes_of};
 
@@ -133,6 +135,34 @@ fn the_first_screen_says_what_is_damaged_what_is_new_and_what_could_not_be_read(
         &self::page(&stage),
         &["1 gone", "Changes since night 1", "--summary does"],
     );
+}
+
+#[test]
+fn a_damaged_image_that_could_not_be_read_tonight_is_told_as_it_was_last_read() {
+    let stage = fleet();
+    let open = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(stage.path("images/vm-04"));
+    let started = open.expect("it can be opened");
+    set_lock(&started, libc::F_WRLCK, 0, 0).expect("it can be locked");
+    night(&stage);
+    report(&stage, &["--state", "state"]).expect_exit(0);
+    expect_words(
+        &page(&stage),
+        &[
+            "10 Damaged",
+            "Not read tonight, and damaged when last read: 1.",
+            "vm-04 busy, damaged when last read",
+        ],
+    );
+    // It counts among those that could not be read, not as new damage when it is read again.
+    set_lock(&started, libc::F_UNLCK, 0, 0).expect("it can be unlocked");
+    night(&stage);
+    report(&stage, &["--state", "state"]).expect_exit(0);
+    let page = page(&stage);
+    expect_words(&page, &["11 Damaged", "0 New damage since last night"]);
+    assert!(!words(&page).contains("damaged when last read"));
 }
 
 /// Elements the page is made of, and those among them that have no end.
@@ -494,7 +524,7 @@ fn without_a_map_there_is_still_a_page_and_it_says_why() {
         .write(true)
         .open(stage.path("images/vm-00"));
     let image = image.expect("it can be opened");
-    set_lock(&image, nix::libc::F_WRLCK, 0, 0).expect("nobody else is in it");
+    set_lock(&image, libc::F_WRLCK, 0, 0).expect("nobody else is in it");
     with("images/vm-00").expect_exit(4);
     expect_words(
         &page(&stage),

@@ -13,7 +13,7 @@ mod look;
 mod parts;
 mod trend;
 
-use qfsck::report::ImageStatus;
+use qfsck::report::{AuditRow, ImageStatus};
 use qfsck::{Code, Severity};
 
 pub(super) use self::fleet::{Before, Changes, Fleet};
@@ -218,13 +218,22 @@ impl Page<'_> {
         let fleet = self.fleet;
         html.raw("<div class=\"answers\">\n");
         let damaged = fleet.count_of(ImageStatus::is_damage);
-        let tone = if damaged > 0 { Tone::Bad } else { Tone::Good };
+        let before = fleet.summary().damaged_when_last_read;
+        let tone = match (damaged, before) {
+            (0, 0) => Tone::Good,
+            (0, _) => Tone::Wait,
+            _ => Tone::Bad,
+        };
         answer(html, tone, "Damaged", Some(damaged));
         fleet.name(html, NAMED_PER_ANSWER, damaged, |row| {
             row.status.is_damage()
         });
         if damaged == 0 {
             html.raw("<p>In what could be read, nothing.</p>");
+        }
+        if before > 0 {
+            html.raw("<p>Not read tonight, and damaged when last read: <strong>");
+            html.number(before).raw("</strong>.</p>");
         }
         html.raw("</section>\n");
         self.news(html);
@@ -269,7 +278,7 @@ impl Page<'_> {
         let new = summary.newly_damaged;
         let tone = if new > 0 { Tone::Bad } else { Tone::Good };
         answer(html, tone, "New damage since last night", Some(new));
-        fleet.name(html, NAMED_PER_ANSWER, new, fleet::is_new_damage);
+        fleet.name(html, NAMED_PER_ANSWER, new, AuditRow::is_newly_damaged);
         html.raw("<p>").number(summary.healed).raw(" healed, ");
         html.number(summary.new_images).raw(" new, ");
         html.number(fleet.count_of(|status| status == ImageStatus::Gone));

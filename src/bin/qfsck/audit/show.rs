@@ -183,7 +183,7 @@ fn news(to: &mut dyn Write, tally: &Tally) -> io::Result<()> {
 
 fn remarks(row: &AuditRow, has_past: bool) -> String {
     let mut facts = Vec::new();
-    if has_past && row.status.is_damage() && !row.previous.is_some_and(ImageStatus::is_damage) {
+    if has_past && row.is_newly_damaged() {
         facts.push("new".to_owned());
     }
     let mut codes: Vec<(Code, u64)> = row

@@ -49,11 +49,6 @@ pub(in super::super) struct Fleet {
     tools: BTreeSet<String>,
 }
 
-/// Whether an image is damaged and was not, the last time before that anybody could tell.
-pub(super) fn is_new_damage(row: &AuditRow) -> bool {
-    row.status.is_damage() && !row.previous.is_some_and(ImageStatus::is_damage)
-}
-
 impl Fleet {
     /// Of a night of which nothing is known yet; `at` is 0 where nobody says when it began, and rows may.
     pub(in super::super) fn new(night: Night) -> Self {
@@ -83,7 +78,7 @@ impl Fleet {
         }
         let rank = Rank {
             status: Reverse(row.status),
-            is_known: !is_new_damage(row),
+            is_known: !row.is_newly_damaged(),
             path: row.name.to_bytes(),
         };
         // Of a clean image there is nothing more to tell than that it is.
@@ -205,6 +200,9 @@ impl Fleet {
                 .raw(row.status.name());
             if row.busy_nights > 1 {
                 html.words(format_args!(" for {} nights", row.busy_nights));
+            }
+            if row.is_damaged_as_last_read() {
+                html.raw(", damaged when last read");
             }
             html.raw("</span></li>");
             named += 1;

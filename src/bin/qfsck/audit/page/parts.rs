@@ -8,7 +8,7 @@ use qfsck::audit::{Change, ChangeKind};
 use qfsck::report::{AuditRow, ImageStatus};
 use qfsck::{Code, Severity, escaped_path};
 
-use super::fleet::{CHANGES_PER_KIND, Changes, DETAILED, Fleet, LISTED, is_new_damage};
+use super::fleet::{CHANGES_PER_KIND, Changes, DETAILED, Fleet, LISTED};
 use super::host_map::MapOf;
 use super::html::{Html, grouped};
 use super::{Tone, gravity, meaning};
@@ -208,7 +208,7 @@ fn image(html: &mut Html, number: u64, row: &AuditRow, has_past: bool) {
         .status(row.status);
     html.raw("</td><th scope=\"row\"><span class=\"path\">");
     html.text(&escaped_path(&row.name.to_path())).raw("</span>");
-    if has_past && is_new_damage(row) {
+    if has_past && row.is_newly_damaged() {
         html.raw("<span class=\"new bad\">new</span>");
     }
     html.raw("</th><td><details class=\"found\"><summary>");
@@ -253,6 +253,9 @@ fn headline_of(html: &mut Html, row: &AuditRow, codes: &[(Code, u64)]) {
     }
     if row.busy_nights > 1 {
         html.words(format_args!(", for {} nights", row.busy_nights));
+    }
+    if row.is_damaged_as_last_read() {
+        html.raw(", damaged when last read");
     }
 }
 
