@@ -431,3 +431,27 @@ fn signals_wait_while_the_image_is_written_to() {
         }
     }
 }
+
+#[test]
+fn where_the_file_ends_inside_a_table_a_plan_says_the_way_on_and_it_leads_on() {
+    let stage = Stage::new();
+    let image = stage.copy("002-v3-plain", "image");
+    let file = fs::OpenOptions::new().write(true).open(&image);
+    let file = file.expect("it can be opened");
+    // Half of the L2 table in the cluster at 0x800.
+    file.set_len(0x900).expect("it can be cut");
+    let said = stage.qfsck(["repair", "--dry-run", "image"]);
+    said.expect_exit(2);
+    let words = said.out();
+    assert!(words.contains("truncate -s %65536"), "{words}");
+    file.set_len(0xa00).expect("it can be made longer");
+    // The tables behind the first are lost as well.
+    let lost = ["l2-entry-past-end", "l2-table-past-end"];
+    let given_up = lost.iter().flat_map(|code| ["--accept-loss", code]);
+    let arguments: Vec<&str> = ["repair", "--yes", "image"]
+        .into_iter()
+        .chain(given_up)
+        .collect();
+    stage.qfsck(&arguments).expect_exit(0);
+    stage.qfsck(["check", "image"]).expect_exit(0);
+}

@@ -51,7 +51,10 @@ impl Obstacle {
             Self::Table => {
                 "the table they are in cannot be read, or something else uses its cluster too"
             }
-            Self::CutOff => "the file ends inside them",
+            Self::CutOff => {
+                "the file ends inside them: bring its tail back, or, if that is lost, let the rest read as zeros, with a file that ends \
+                 with a whole cluster (`truncate -s %65536`, or whatever the cluster size is)"
+            }
             Self::Implausible => {
                 "the table does not look like one: restore it, or the pointer to it, as a whole"
             }
