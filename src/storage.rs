@@ -38,6 +38,15 @@ pub trait Storage: Sync {
         self.length_bytes()
     }
 
+    /// Fills `buffer` as [`read_at`](Self::read_at) does, if that needs no waiting for a disk; says whether it did.
+    ///
+    /// A no says nothing about the image: `buffer` holds anything then, and the bytes may be far away, past the end, or
+    /// impossible to read. Whoever wants to know reads them. Storage that cannot tell says no. A system may take the
+    /// question for a wish to read on from there, so what is far away is asked about here and there, and not in a row.
+    fn read_at_hand(&self, _offset: u64, _buffer: &mut [u8]) -> bool {
+        false
+    }
+
     /// Says that a range is read soon, so that it may be on its way. Nothing depends on it.
     fn will_read(&self, _offset: u64, _bytes: u64) {}
 }
@@ -81,6 +90,10 @@ impl Storage for [u8] {
         tail.fill(0);
         Ok(())
     }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        self.read_at(offset, buffer).is_ok()
+    }
 }
 
 impl Storage for Vec<u8> {
@@ -90,6 +103,10 @@ impl Storage for Vec<u8> {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.as_slice().read_at(offset, buffer)
+    }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        self.as_slice().read_at_hand(offset, buffer)
     }
 }
 
@@ -108,6 +125,10 @@ impl<S: Storage + ?Sized> Storage for &S {
 
     fn allocated_bytes(&self) -> io::Result<u64> {
         (**self).allocated_bytes()
+    }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        (**self).read_at_hand(offset, buffer)
     }
 
     fn will_read(&self, offset: u64, bytes: u64) {

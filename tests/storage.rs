@@ -1,14 +1,15 @@
-//! Storage no file system has: longer than any test can write, or counting how often it is read.
+//! Storage no file system has: longer than any test can write, counting how often it is read, or far away in part.
 //!
-//! Comes in: a forged image. Goes out: reports about clusters far behind the 31st bit, and how often each L2 table was
-//! read. Never here: a real file.
+//! Comes in: a forged image. Goes out: reports about clusters far behind the 31st bit, how often each L2 table was read,
+//! and what was asked for ahead. Never here: a real file, but for what is at hand of one.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 
-use qfsck::{Code, Image, Options, Progress, Storage, Verdict};
+use qfsck::{Code, Image, ImageFile, Options, Progress, Sharing, Storage, Verdict};
 
 use crate::support::image_forge::{Forge, Tree};
 
@@ -120,6 +121,135 @@ fn l2_tables_of_a_clean_image_are_read_once_however_many_snapshots_share_them() 
                 Some(&1),
                 "{tree:?}, guest cluster {guest}"
             );
+        }
+    }
+}
+
+/// What was done to bytes of which some are at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    AtHand,
+    Far,
+    Announced,
+    Read,
+}
+
+/// Bytes that are at hand, but for those at one offset.
+struct Shelf {
+    bytes: Vec<u8>,
+    far: Option<u64>,
+    log: Mutex<Vec<(Access, u64)>>,
+}
+
+impl Shelf {
+    fn note(&self, access: Access, offset: u64) {
+        let mut log = self.log.lock().expect("nobody panics with it");
+        log.push((access, offset));
+    }
+}
+
+impl Storage for Shelf {
+    fn length_bytes(&self) -> io::Result<u64> {
+        self.bytes.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.note(Access::Read, offset);
+        self.bytes.read_at(offset, buffer)
+    }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        if self.far == Some(offset) {
+            self.note(Access::Far, offset);
+            // Whoever believes this has only himself to blame.
+            buffer.fill(0xa5);
+            return false;
+        }
+        self.note(Access::AtHand, offset);
+        self.bytes.read_at_hand(offset, buffer)
+    }
+
+    fn will_read(&self, offset: u64, _bytes: u64) {
+        self.note(Access::Announced, offset);
+    }
+}
+
+/// The check of an image of 64 L2 tables, none beside another, of which one may be far away; where the tables are, and what
+/// was done to them.
+fn looked_at(far_index: Option<usize>) -> (qfsck::Check, Vec<u64>, Vec<(Access, u64)>) {
+    let cluster_bits = 12;
+    let guests: Vec<u64> = (0..64).map(|index| index * 512).collect();
+    let forge = Forge::new().cluster_bits(cluster_bits);
+    let forge = forge.size((64 * 512) << cluster_bits);
+    // Data between the tables keeps them from being read as one.
+    let forge = guests.iter().fold(forge, |forge, &guest| {
+        (0..3).fold(forge, |forge, more| forge.data(guest + more))
+    });
+    let image = forge.build();
+    let mut tables: Vec<u64> = guests
+        .iter()
+        .map(|&guest| image.l2_table(Tree::Active, guest))
+        .collect();
+    tables.sort_unstable();
+    let storage = Shelf {
+        bytes: image.bytes.clone(),
+        far: far_index.and_then(|index| tables.get(index).copied()),
+        log: Mutex::default(),
+    };
+    let opened = Image::open(&storage, Path::new("image")).expect("an image");
+    let check = qfsck::check(&opened, Options::default(), &Progress::default());
+    let log = storage.log.into_inner().expect("nobody panics with it");
+    let of_tables = log
+        .into_iter()
+        .filter(|(_, offset)| tables.contains(offset))
+        .collect();
+    (check, tables, of_tables)
+}
+
+#[test]
+fn tables_at_hand_are_read_without_being_announced() {
+    let (check, tables, log) = looked_at(None);
+    assert_eq!(check.verdict, Verdict::Clean);
+    let is_at_hand = |&(access, _): &(Access, u64)| access == Access::AtHand;
+    assert!(log.iter().all(is_at_hand), "{log:?}");
+    assert!(log.len() >= tables.len() && log.len() <= tables.len() + 4);
+}
+
+#[test]
+fn from_the_table_on_that_is_far_all_are_announced_before_it_is_waited_for() {
+    let (wanted, ..) = looked_at(None);
+    // Some are tried before all others: where one of those is far, everything is announced.
+    for (far_index, from) in [(0, 0), (5, 5), (62, 62), (15, 0), (63, 0)] {
+        let (check, tables, log) = looked_at(Some(far_index));
+        assert_eq!(check, wanted, "table {far_index}");
+        let of = |wanted: Access| {
+            let wanted = log.iter().filter(move |(access, _)| *access == wanted);
+            wanted.map(|&(_, offset)| offset).collect::<Vec<u64>>()
+        };
+        assert_eq!(of(Access::Announced), tables[from..], "table {far_index}");
+        assert_eq!(of(Access::Read), tables[from..], "table {far_index}");
+        assert_eq!(of(Access::Far).len(), 1, "tried in a row: {log:?}");
+        let announced = log.iter().rposition(|entry| entry.0 == Access::Announced);
+        let read = log.iter().position(|entry| entry.0 == Access::Read);
+        assert!(announced < read, "table {far_index}: {log:?}");
+    }
+}
+
+#[test]
+fn what_is_at_hand_of_a_file_is_its_bytes_and_never_what_is_behind_its_end() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("image");
+    let bytes: Vec<u8> = (0..100_000_u32)
+        .map(|at| (at * 7 / 3 % 251) as u8)
+        .collect();
+    fs::write(&path, &bytes).expect("the file can be written");
+    let file = ImageFile::open(&path, Sharing::Protected).expect("a file");
+    let mut buffer = vec![0; 5000];
+    for offset in (0..200_000).step_by(777).chain([u64::MAX, u64::MAX >> 1]) {
+        buffer.fill(0xa5);
+        if file.read_at_hand(offset, &mut buffer) {
+            let start = usize::try_from(offset).expect("a small number");
+            assert_eq!(buffer, bytes[start..start + 5000], "{offset}");
         }
     }
 }

@@ -5,15 +5,17 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::lock::{self, LockScope};
 use super::{Storage, StorageMut};
@@ -38,6 +40,8 @@ pub struct ImageFile {
     file: File,
     is_block_device: bool,
     lock_scope: LockScope,
+    /// The system once said that it cannot read this file without waiting: it is not asked again.
+    always_waits: AtomicBool,
 }
 
 /// What tells one state of a file from another, without reading it.
@@ -87,6 +91,7 @@ impl ImageFile {
             file,
             is_block_device,
             lock_scope,
+            always_waits: AtomicBool::new(false),
         })
     }
 
@@ -193,6 +198,7 @@ impl RepairFile {
                 file,
                 is_block_device,
                 lock_scope,
+                always_waits: AtomicBool::new(false),
             },
         })
     }
@@ -223,6 +229,10 @@ impl Storage for RepairFile {
 
     fn allocated_bytes(&self) -> io::Result<u64> {
         self.image.allocated_bytes()
+    }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        self.image.read_at_hand(offset, buffer)
     }
 
     fn will_read(&self, offset: u64, bytes: u64) {
@@ -360,6 +370,25 @@ impl Storage for ImageFile {
         } else {
             length_bytes
         })
+    }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        // An offset the system call cannot express means something else to it.
+        if i64::try_from(offset).is_err() || self.always_waits.load(Relaxed) {
+            return false;
+        }
+        let wanted = buffer.len();
+        let mut buffers = [IoSliceMut::new(buffer)];
+        match preadv2(&self.file, &mut buffers, offset, ReadWriteFlags::NOWAIT) {
+            // With less than that, the rest is not at hand, or there is no more: a plain read tells.
+            Ok(count) => count == wanted,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
+            // Older kernels, some file systems and some sandboxes refuse the call. A disk that fails is read plainly.
+            Err(_) => {
+                self.always_waits.store(true, Relaxed);
+                false
+            }
+        }
     }
 
     fn will_read(&self, offset: u64, bytes: u64) {

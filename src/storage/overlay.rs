@@ -141,6 +141,20 @@ impl<S: Storage> Overlay<S> {
         laid.map(|(&offset, bytes)| (offset, bytes.as_slice()))
     }
 
+    /// Puts what is laid over the bytes from `offset` to `end` into what was read of them below.
+    fn lay_over(&self, offset: u64, end: u64, buffer: &mut [u8]) {
+        for (start, bytes) in self.laid_over(offset, end) {
+            let from = offset.max(start);
+            let to = end.min(start + bytes.len() as u64);
+            let within = |position: u64, base: u64| usize::try_from(position - base).unwrap_or(0);
+            let source = bytes.get(within(from, start)..within(to, start));
+            let target = buffer.get_mut(within(from, offset)..within(to, offset));
+            if let (Some(target), Some(source)) = (target, source) {
+                target.copy_from_slice(source);
+            }
+        }
+    }
+
     /// Makes the image reach to `end` at least; what is not written reads as zero.
     pub fn extend_to(&mut self, end: u64) {
         self.end = self.end.max(end);
@@ -162,17 +176,19 @@ impl<S: Storage> Storage for Overlay<S> {
         let end = offset.saturating_add(buffer.len() as u64);
         let read = self.below.read_at(offset, buffer);
         self.failures.note(offset, end, read)?;
-        for (start, bytes) in self.laid_over(offset, end) {
-            let from = offset.max(start);
-            let to = end.min(start + bytes.len() as u64);
-            let within = |position: u64, base: u64| usize::try_from(position - base).unwrap_or(0);
-            let source = bytes.get(within(from, start)..within(to, start));
-            let target = buffer.get_mut(within(from, offset)..within(to, offset));
-            if let (Some(target), Some(source)) = (target, source) {
-                target.copy_from_slice(source);
-            }
-        }
+        self.lay_over(offset, end, buffer);
         Ok(())
+    }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let end = offset.saturating_add(buffer.len() as u64);
+        let is_read = self.below.read_at_hand(offset, buffer)
+            // It makes good what failed before, like any other try.
+            && self.failures.note(offset, end, Ok(())).is_ok();
+        if is_read {
+            self.lay_over(offset, end, buffer);
+        }
+        is_read
     }
 
     fn will_read(&self, offset: u64, bytes: u64) {

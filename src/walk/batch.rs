@@ -17,8 +17,13 @@ const BATCH_BYTES: u64 = 256 << 10;
 const GAP_BYTES: u64 = 4 << 10;
 /// Bytes of tables one group holds; a group is what one thread does at a time.
 ///
-/// All of it is asked for before the first byte is waited for: a disk far away is kept busy by a few threads.
+/// All of it is asked for before the first byte is waited for: a disk far away is kept busy by a few threads. Only where
+/// some of it turns out to be at hand, nothing is asked for before a table is not.
 const GROUP_BYTES: u64 = 8 << 20;
+
+/// How many tables of a group are tried to tell whether it is at hand, and how much of each: the shortest table.
+const SAMPLES: usize = 4;
+const SAMPLE_BYTES: usize = 512;
 
 /// Something of one cluster to read.
 pub(crate) trait Table: Sync {
@@ -54,12 +59,14 @@ where
         .par_chunks(per_group.max(1))
         .map_init(Reader::default, |reader, group| {
             let mut visitor = make();
-            reader.hole.is_asked_in_vain = false;
-            for batch in batches(walk, group).take_while(|_| !walk.progress.is_stopped()) {
-                reader.announce(walk, batch);
-            }
-            for batch in batches(walk, group) {
-                reader.read_batch(walk, batch, &mut visitor);
+            reader.begin_group(walk, group);
+            let mut rest = batches(walk, group);
+            loop {
+                let ahead = rest.clone();
+                let Some(batch) = rest.next() else {
+                    break;
+                };
+                reader.read_batch(walk, batch, ahead, &mut visitor);
             }
             visitor
         })
@@ -67,7 +74,10 @@ where
 }
 
 /// A group cut into what is read at once.
-fn batches<'a, S, T: Table>(walk: Walk<'a, S>, group: &'a [T]) -> impl Iterator<Item = &'a [T]> {
+fn batches<'a, S, T: Table>(
+    walk: Walk<'a, S>,
+    group: &'a [T],
+) -> impl Iterator<Item = &'a [T]> + Clone {
     let mut rest = group;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -103,9 +113,43 @@ fn batch_length<S>(walk: Walk<'_, S>, tables: &[impl Table]) -> usize {
 struct Reader {
     buffer: Vec<u8>,
     hole: Hole,
+    /// Something of this group is far away, so all that is still to come of it was announced.
+    is_announced: bool,
 }
 
 impl Reader {
+    fn begin_group<S: Storage>(&mut self, walk: Walk<'_, S>, group: &[impl Table]) {
+        self.hole.is_asked_in_vain = false;
+        self.is_announced = false;
+        if !Self::looks_at_hand(walk, group) {
+            self.announce_all(walk, batches(walk, group));
+        }
+    }
+
+    /// Tries a few tables. The last comes first: what is next to something that was read may have come along with it.
+    fn looks_at_hand<S: Storage>(walk: Walk<'_, S>, group: &[impl Table]) -> bool {
+        let mut start = [0; SAMPLE_BYTES];
+        (0..SAMPLES).all(|sample| {
+            let behind = group.len() * sample / SAMPLES;
+            let table = group.iter().nth_back(behind);
+            table.is_some_and(|table| {
+                let offset = walk.geometry.offset_of(table.cluster()).0;
+                walk.image.storage().read_at_hand(offset, &mut start)
+            })
+        })
+    }
+
+    fn announce_all<'t, S: Storage, T: Table + 't>(
+        &mut self,
+        walk: Walk<'_, S>,
+        batches: impl Iterator<Item = &'t [T]>,
+    ) {
+        self.is_announced = true;
+        for batch in batches.take_while(|_| !walk.progress.is_stopped()) {
+            self.announce(walk, batch);
+        }
+    }
+
     /// Tells the storage that a batch is read soon.
     fn announce<S: Storage>(&self, walk: Walk<'_, S>, batch: &[impl Table]) {
         if let (Some(first), Some(last)) = (batch.first(), batch.last()) {
@@ -117,11 +161,12 @@ impl Reader {
         }
     }
 
-    /// Reads a batch, or says which of its tables cannot be read.
-    fn read_batch<S: Storage, T: Table, V: GroupVisitor<T>>(
+    /// Reads a batch, or says which of its tables cannot be read. `ahead` are the batches from this one on.
+    fn read_batch<'t, S: Storage, T: Table + 't, V: GroupVisitor<T>>(
         &mut self,
         walk: Walk<'_, S>,
         batch: &[T],
+        ahead: impl Iterator<Item = &'t [T]>,
         visitor: &mut V,
     ) {
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else {
@@ -146,7 +191,7 @@ impl Reader {
         let cluster_bytes = usize::try_from(walk.geometry.cluster_bytes()).unwrap_or(0);
         let clusters = usize::try_from(last.cluster().0 - start.0 + 1).unwrap_or(0);
         self.buffer.resize(clusters * cluster_bytes, 0);
-        let is_read = self.hole.read(walk, start, &mut self.buffer);
+        let is_read = self.fill(walk, start, ahead);
         for table in batch {
             let index = usize::try_from(table.cluster().0 - start.0).unwrap_or(0);
             let span = index * cluster_bytes..(index + 1) * cluster_bytes;
@@ -167,6 +212,48 @@ impl Reader {
         }
         walk.progress.advance(whole_bytes);
     }
+
+    /// Fills the buffer with clusters from `first` on, or knows that they are zero; says whether that succeeded.
+    fn fill<'t, S: Storage, T: Table + 't>(
+        &mut self,
+        walk: Walk<'_, S>,
+        first: HostCluster,
+        ahead: impl Iterator<Item = &'t [T]>,
+    ) -> bool {
+        let start = walk.geometry.offset_of(first).0;
+        let end = start.saturating_add(self.buffer.len() as u64);
+        if self.hole.has(start, end) {
+            self.buffer.fill(0);
+            return true;
+        }
+        let (image, geometry) = (walk.image, walk.geometry);
+        let is_read = self.is_at_hand(walk, start, ahead)
+            || image
+                .attempt_clusters(geometry, first, &mut self.buffer)
+                .is_ok();
+        if is_read && !self.hole.is_asked_in_vain && is_zero(&self.buffer) {
+            self.hole.look_on(image.storage(), end);
+        }
+        is_read
+    }
+
+    /// Fills the buffer where nobody has to wait for that; says whether it did. The first table that is far away has all that
+    /// is still to come announced, and none of it is tried any more.
+    fn is_at_hand<'t, S: Storage, T: Table + 't>(
+        &mut self,
+        walk: Walk<'_, S>,
+        offset: u64,
+        ahead: impl Iterator<Item = &'t [T]>,
+    ) -> bool {
+        if self.is_announced {
+            return false;
+        }
+        if walk.image.storage().read_at_hand(offset, &mut self.buffer) {
+            return true;
+        }
+        self.announce_all(walk, ahead);
+        false
+    }
 }
 
 /// What is known of the hole of the file the last tables were in. Most images have no tables in holes, and nobody is asked
@@ -186,26 +273,6 @@ impl Hole {
         (self.start..=self.end).contains(&start) && end <= self.end
     }
 
-    /// Reads clusters, or knows that they are zero; says whether that succeeded.
-    fn read<S: Storage>(
-        &mut self,
-        walk: Walk<'_, S>,
-        first: HostCluster,
-        buffer: &mut [u8],
-    ) -> bool {
-        let start = walk.geometry.offset_of(first).0;
-        let end = start.saturating_add(buffer.len() as u64);
-        if self.has(start, end) {
-            buffer.fill(0);
-            return true;
-        }
-        let read = walk.image.attempt_clusters(walk.geometry, first, buffer);
-        if read.is_ok() && !self.is_asked_in_vain && is_zero(buffer) {
-            self.look_on(walk.image.storage(), end);
-        }
-        read.is_ok()
-    }
-
     fn look_on(&mut self, storage: &impl Storage, from: u64) {
         let next = storage.next_data(from).map(|next| next.unwrap_or(u64::MAX));
         // Where the system cannot say, everything may be data.
@@ -215,7 +282,7 @@ impl Hole {
 }
 
 /// Piece by piece, so that a table with something in it is soon done with.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let mut pieces = bytes.chunks(128);
     pieces.all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
 }

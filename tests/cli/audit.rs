@@ -324,6 +324,23 @@ fn reads_and_bytes_a_second_are_kept() {
 }
 
 #[test]
+fn reads_that_wait_for_nothing_are_counted_like_all_others() {
+    let stage = Stage::new();
+    stage.put("image", &bytes_of("002-v3-plain"));
+    let counted = |limits: &[&str]| {
+        let said = audit(&stage, &[limits, &["image"]].concat());
+        let document = said.document();
+        ["reads", "bytes-read"].map(|key| document["run"][key].as_u64().expect("a number"))
+    };
+    // Under a limit every read waits for its turn.
+    let [reads, bytes] = counted(&["--max-iops", "1000000"]);
+    // Without one, tables are tried first.
+    let [reads_at_hand, bytes_at_hand] = counted(&[]);
+    assert!(reads <= reads_at_hand, "{reads} {reads_at_hand}");
+    assert!(bytes <= bytes_at_hand, "{bytes} {bytes_at_hand}");
+}
+
+#[test]
 fn a_signal_and_the_time_end_an_audit_with_what_is_known() {
     let stage = Stage::new();
     let large = LargeImage::of_a_while();

@@ -10,7 +10,7 @@ use super::stage::{QFSCK, Stage, has_tools, skip};
 
 /// How often threads gave up their rights, how often an image was read, and the reads of threads that had not.
 fn reads(stage: &Stage, arguments: &[&str], image: &str) -> Option<(usize, usize, Vec<String>)> {
-    let calls = "trace=landlock_restrict_self,pread64,preadv,read,mmap";
+    let calls = "trace=landlock_restrict_self,pread64,preadv2,read,mmap";
     let tracing = ["-f", "-y", "-s", "8", "-o", "log", "-e", calls, QFSCK];
     let said = stage.run("strace", tracing.iter().chain(arguments));
     let log = fs::read_to_string(stage.path("log")).unwrap_or_default();

@@ -56,9 +56,13 @@ pub(super) fn repaired_on_disk(most_images: usize) -> Vec<Case> {
 }
 
 /// What goes wrong, and whether the program may know a way around it.
-const FAULTS: [(&str, &str); 19] = [
+const FAULTS: [(&str, &str); 23] = [
     ("pread64", "error=EIO"),
     ("pread64", "error=EINTR"),
+    ("preadv2", "error=EAGAIN"),
+    ("preadv2", "error=EINTR"),
+    ("preadv2", "error=EIO"),
+    ("preadv2", "retval=1"),
     ("read", "error=EIO"),
     ("lseek", "error=EIO"),
     ("pwrite64", "error=EIO"),
@@ -159,6 +163,9 @@ fn fail_repair(
     score.unproven += usize::from(ended.says("cannot be read whole to prove it"));
     if matches!(injection.calls, "pread64" | "lseek") && ended.says("the rehearsal promised") {
         return Err(told("calls a read that failed another result".to_owned()));
+    }
+    if injection.calls == "preadv2" && !ended.is_done() {
+        return Err(told("gives up for want of bytes at hand".to_owned()));
     }
     if matches!(injection.what, "error=EINTR" | "error=EOPNOTSUPP")
         && injection.calls == "fallocate"

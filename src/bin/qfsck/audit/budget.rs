@@ -41,6 +41,11 @@ impl Budget {
         }
     }
 
+    /// Whether reads are limited at all.
+    fn is_limited(&self) -> bool {
+        self.reads.is_some() || self.bytes.is_some()
+    }
+
     /// Waits until a read of so many bytes is due.
     fn wait_for(&self, bytes: u64, progress: &Progress) {
         let now = Instant::now();
@@ -145,6 +150,13 @@ pub(crate) struct Metered {
     pub(crate) bytes: AtomicU64,
 }
 
+impl Metered {
+    fn count(&self, bytes: u64) {
+        let _before = self.reads.fetch_add(1, Relaxed);
+        let _before = self.bytes.fetch_add(bytes, Relaxed);
+    }
+}
+
 impl Storage for Metered {
     fn length_bytes(&self) -> io::Result<u64> {
         self.file.length_bytes()
@@ -153,9 +165,17 @@ impl Storage for Metered {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let bytes = buffer.len() as u64;
         self.budget.wait_for(bytes, &self.progress);
-        let _before = self.reads.fetch_add(1, Relaxed);
-        let _before = self.bytes.fetch_add(bytes, Relaxed);
+        self.count(bytes);
         self.file.read_at(offset, buffer)
+    }
+
+    fn read_at_hand(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        // Under a limit every read waits for its turn, and then it may wait for the disk, too.
+        let is_read = !self.budget.is_limited() && self.file.read_at_hand(offset, buffer);
+        if is_read {
+            self.count(buffer.len() as u64);
+        }
+        is_read
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
@@ -164,7 +184,7 @@ impl Storage for Metered {
 
     fn will_read(&self, offset: u64, bytes: u64) {
         // What comes ahead of its turn would be more than the limit allows.
-        if self.budget.reads.is_none() && self.budget.bytes.is_none() {
+        if !self.budget.is_limited() {
             self.file.will_read(offset, bytes);
         }
     }
