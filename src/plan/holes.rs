@@ -7,12 +7,18 @@ use std::io;
 
 use crate::qcow2::{Geometry, HostCluster};
 use crate::storage::Storage;
+use crate::walk::batch::is_zero;
+
+/// So much of a cluster is read first: where it holds anything, most often it begins with it.
+const FIRST_BYTES: u64 = 4 << 10;
 
 /// Where the next stored bytes are.
 pub(super) struct Holes<'a, S: ?Sized> {
     storage: &'a S,
     /// Nothing but a hole lies between the last offset asked about and this one.
     next_data: u64,
+    /// What was looked at last, for the next to use the same memory.
+    bytes: Vec<u8>,
 }
 
 impl<'a, S: Storage + ?Sized> Holes<'a, S> {
@@ -20,6 +26,7 @@ impl<'a, S: Storage + ?Sized> Holes<'a, S> {
         Self {
             storage,
             next_data: 0,
+            bytes: Vec::new(),
         }
     }
 
@@ -42,10 +49,19 @@ impl<'a, S: Storage + ?Sized> Holes<'a, S> {
         if !self.is_stored(geometry, cluster)? {
             return Ok(false);
         }
-        let mut bytes = vec![0; usize::try_from(geometry.cluster_bytes()).unwrap_or(0)];
-        self.storage
-            .read_at(geometry.offset_of(cluster).0, &mut bytes)?;
-        Ok(bytes.iter().any(|&byte| byte != 0))
+        let start = geometry.offset_of(cluster).0;
+        let first_bytes = geometry.cluster_bytes().min(FIRST_BYTES);
+        for piece in [0..first_bytes, first_bytes..geometry.cluster_bytes()] {
+            let piece_bytes = usize::try_from(piece.end - piece.start).unwrap_or(0);
+            self.bytes.resize(piece_bytes, 0);
+            if !self.bytes.is_empty() {
+                self.storage.read_at(start + piece.start, &mut self.bytes)?;
+            }
+            if !is_zero(&self.bytes) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The first byte from `offset` on that may be stored, `u64::MAX` where none is.
