@@ -40,7 +40,10 @@ use crate::coverage::{Coverage, Gap, GapKind};
 use crate::finding::{Code, Finding, Findings, Owners};
 use crate::image::Image;
 use crate::progress::{Phase, Progress};
-use crate::qcow2::{ClusterRange, Header, HostCluster, HostOffset, Place, SnapshotEntry};
+use crate::qcow2::{
+    ClusterRange, Header, HostCluster, HostOffset, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Place,
+    SnapshotEntry,
+};
 use crate::refcount_map::{Ledger, REGION_CLUSTERS, region_clusters, region_of};
 use crate::storage::Storage;
 use crate::walk::{self, Notes, Survey, Walk};
@@ -105,6 +108,20 @@ impl Check {
         });
         self.statistics.image_end_offset = 0;
         self.verdict = Verdict::Unreadable;
+    }
+
+    /// What a check finds where nothing changed since this one but the dirty and corrupt bits of the header, which no table
+    /// is read for. `None` where the header says that more has changed.
+    pub(crate) fn with_state_bits(mut self, header: &Header) -> Option<Self> {
+        let features = self.header.incompatible_features ^ header.incompatible_features;
+        self.header.incompatible_features = header.incompatible_features;
+        if features & !(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT) != 0 || self.header != *header {
+            return None;
+        }
+        walk::state_bits_anew(header, &mut self.findings);
+        // Only what has a cluster size is checked so far that its tables need not be read again.
+        self.reconsider(true);
+        Some(self)
     }
 
     /// Judges anew, after something was added to the findings or the coverage.
@@ -243,7 +260,7 @@ impl<S: Storage> Examination<'_, S> {
     }
 
     /// The answer.
-    fn conclude(self) -> Check {
+    pub(crate) fn conclude(self) -> Check {
         conclude(self.walk.image, self.notes, self.survey, self.statistics)
     }
 }

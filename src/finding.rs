@@ -416,6 +416,11 @@ impl Findings {
             .unwrap_or_default()
     }
 
+    /// Takes back all findings of a code.
+    pub(crate) fn forget(&mut self, code: Code) {
+        self.by_code.remove(&code);
+    }
+
     /// The kept findings, to complete them.
     pub(crate) fn kept_mut(&mut self) -> impl Iterator<Item = &mut Finding> {
         self.by_code

@@ -11,7 +11,8 @@
 //! 1. Examine the image, as a check does.
 //! 2. Pass after pass: decide what may be done (`evidence`); describe it as patches of single words, and as new clusters
 //!    where nothing is (`space`); lay those out as sectors, stage by stage (`sectors`), over the image (`draft`).
-//! 3. Rehearse: check the image as it would be; unless that is strictly better, plan nothing.
+//! 3. Rehearse: check the image as it would be, unless the last examination did; unless that is strictly better, plan
+//!    nothing.
 //!
 //! Of an image that cannot be read whole nothing is planned, and a read that fails later on ends the planning: what is not
 //! read must not make a plan smaller, or different.
@@ -50,7 +51,7 @@ use crate::storage::Storage;
 use changes::Changes;
 use draft::{Draft, Outcome};
 use notes::DraftNotes;
-use rehearsal::{Culprit, Known};
+use rehearsal::Culprit;
 
 pub use changes::Withheld;
 
@@ -354,13 +355,13 @@ fn attempt<S: Storage>(
                 break;
             }
         }
-        let known = Known::of(&examination.notes);
-        drop(examination);
+        let found = rehearsal::counts(&examination.notes.findings);
+        let last = done.is_none().then(|| examination.conclude());
         drop(image);
         for (pass, reasons) in withheld {
             draft.withhold(pass, reasons);
         }
-        draft.go_on(done, known, wishes);
+        draft.go_on(done, found, last, wishes);
     }
     let before = before.unwrap_or_else(|| check(image, options, progress));
     draft.finish(before, wishes, left_out, options, progress)

@@ -21,10 +21,10 @@ mod snapshots;
 use std::collections::BTreeSet;
 
 use crate::coverage::{Coverage, Gap};
-use crate::finding::{Finding, Findings, OwnerKind, Trees};
+use crate::finding::{Code, Finding, Findings, OwnerKind, Trees};
 use crate::image::Image;
 use crate::progress::Progress;
-use crate::qcow2::{ClusterRange, Geometry, HostCluster, Place, SnapshotEntry};
+use crate::qcow2::{ClusterRange, Geometry, Header, HostCluster, Place, SnapshotEntry};
 use crate::storage::Storage;
 
 /// What a walk leaves behind besides references.
@@ -165,6 +165,13 @@ pub(crate) fn survey<S: Storage>(walk: Walk<'_, S>, notes: &mut Notes) -> Survey
     mapping::walk_l1_tables(walk, &mut survey, notes);
     bitmaps::walk_bitmaps(walk, &mut survey, notes);
     survey
+}
+
+/// Judges the dirty and corrupt bits anew, where nothing but them changed.
+pub(crate) fn state_bits_anew(header: &Header, findings: &mut Findings) {
+    findings.forget(Code::DirtyBitSet);
+    findings.forget(Code::CorruptBitSet);
+    header::judge_state_bits(header, findings);
 }
 
 /// The header findings that need no cluster size, for images that have none.

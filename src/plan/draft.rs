@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::changes::{Changes, Withheld};
 use super::notes::DraftNotes;
-use super::rehearsal::{Culprit, Known, Step, counts, is_better, is_consistent};
+use super::rehearsal::{Culprit, Step, counts, is_better, is_consistent};
 use super::{
     Pass, Plan, RepairOptions, Stage, StageKind, evidence, read_error, sectors, state_bits,
 };
@@ -48,8 +48,8 @@ pub(super) struct Draft<'a, S> {
     steps: Vec<Step>,
     freed: ClusterSet,
     length_bytes: u64,
-    /// Whether nothing is wrong but bits that say so, where an examination of the image as it would be so far has told.
-    is_consistent: Option<bool>,
+    /// The check of the image as it would be so far, where the last examination was one.
+    last: Option<Check>,
 }
 
 impl<'a, S: Storage> Draft<'a, S> {
@@ -64,7 +64,7 @@ impl<'a, S: Storage> Draft<'a, S> {
             steps: Vec::new(),
             freed: ClusterSet::new(),
             length_bytes: image.file_bytes(),
-            is_consistent: None,
+            last: None,
         }
     }
 
@@ -119,18 +119,20 @@ impl<'a, S: Storage> Draft<'a, S> {
             .any(|stage| stage.kind == StageKind::Guard)
     }
 
-    /// Goes on from an examination: with what a pass makes of it, or with the knowledge that none makes anything of it.
+    /// Goes on from an examination that found so much: with what a pass makes of it, or, where none makes anything of it, with
+    /// its check as the rehearsal of what there is so far.
     pub(super) fn go_on(
         &mut self,
         done: Option<(Pass, Vec<Stage>, Changes)>,
-        known: Known,
+        found: BTreeMap<Code, u64>,
+        last: Option<Check>,
         wishes: &RepairOptions,
     ) {
         if let Some((pass, stages, changes)) = done {
-            self.begin(pass, known.counts, &stages);
+            self.begin(pass, found, &stages);
             self.push(stages, &changes, wishes);
         } else {
-            self.is_consistent = Some(known.is_consistent);
+            self.last = last;
         }
     }
 
@@ -147,7 +149,7 @@ impl<'a, S: Storage> Draft<'a, S> {
 
     /// Adds what a pass wants.
     fn push(&mut self, stages: Vec<Stage>, changes: &Changes, wishes: &RepairOptions) {
-        self.is_consistent = None;
+        self.last = None;
         // The bits that guard the repair give nothing up, whoever accepts whatever.
         let is_about_data =
             |stage: &&Stage| !matches!(stage.kind, StageKind::Guard | StageKind::ClearState);
@@ -238,18 +240,15 @@ impl<'a, S: Storage> Draft<'a, S> {
         options: Options,
         progress: &Progress,
     ) -> Result<Outcome, Error> {
-        let mut rehearsed = None;
-        let is_consistent = if let Some(known) = self.is_consistent {
-            known
-        } else {
-            let check = rehearsed.insert(self.rehearse(options, progress)?);
-            is_consistent(&check.findings, &check.coverage)
+        let mut after = match self.last.take() {
+            Some(check) => check,
+            None => self.rehearse(options, progress)?,
         };
         // Leaks alone are lowered, or not, without a word about the state of the rest.
         if let Some(features) = state_bits::final_features(
             &before.header,
             self.is_guarded(),
-            is_consistent,
+            is_consistent(&after),
             wishes.mode,
         ) {
             let patch = state_bits::features_patch(StageKind::ClearState, features);
@@ -263,12 +262,13 @@ impl<'a, S: Storage> Draft<'a, S> {
                 .map_err(|source| read_error(self.path, source))?;
             drop(image);
             self.push(last, &changes, wishes);
-            rehearsed = None;
+            // No table has changed since the last rehearsal.
+            let image = Image::open(&self.overlay, self.path)?;
+            after = match after.with_state_bits(image.header()) {
+                Some(check) => check,
+                None => self.rehearse(options, progress)?,
+            };
         }
-        let after = match rehearsed {
-            Some(check) => check,
-            None => self.rehearse(options, progress)?,
-        };
         let withheld = mem::take(&mut self.withheld).into_iter();
         let mut withheld: Vec<Withheld> = withheld.map(|(_, reason)| reason).collect();
         if !self.stages.is_empty()

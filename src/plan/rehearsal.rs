@@ -11,36 +11,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::changes::Withheld;
 use super::{Pass, STOPPED};
 use crate::check::Check;
-use crate::coverage::Coverage;
 use crate::finding::{Code, Findings, Severity};
-use crate::walk::Notes;
 
 /// Whether nothing is wrong but bits that say so.
-pub(super) fn is_consistent(findings: &Findings, coverage: &Coverage) -> bool {
-    let corruptions = findings.count_of(Severity::Corruption);
-    let corrupt_bit = findings.total_of(Code::CorruptBitSet).count;
-    corruptions == corrupt_bit && coverage.complete().is_some()
+pub(super) fn is_consistent(check: &Check) -> bool {
+    let corruptions = check.findings.count_of(Severity::Corruption);
+    let corrupt_bit = check.findings.total_of(Code::CorruptBitSet).count;
+    corruptions == corrupt_bit && check.coverage.complete().is_some()
 }
 
 /// How often everything is found.
 pub(super) fn counts(findings: &Findings) -> BTreeMap<Code, u64> {
     let totals = findings.totals();
     totals.map(|(code, total)| (code, total.count)).collect()
-}
-
-/// What an examination came to.
-pub(super) struct Known {
-    pub(super) counts: BTreeMap<Code, u64>,
-    pub(super) is_consistent: bool,
-}
-
-impl Known {
-    pub(super) fn of(notes: &Notes) -> Self {
-        Self {
-            counts: counts(&notes.findings),
-            is_consistent: is_consistent(&notes.findings, &notes.coverage),
-        }
-    }
 }
 
 fn count_in(counts: &BTreeMap<Code, u64>, code: Code) -> u64 {

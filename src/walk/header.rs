@@ -6,7 +6,7 @@
 
 use super::{Notes, Survey, Walk};
 use crate::coverage::{Gap, GapKind};
-use crate::finding::{Code, Finding, OwnerKind, escaped};
+use crate::finding::{Code, Finding, Findings, OwnerKind, escaped};
 use crate::image::Image;
 use crate::qcow2::{
     AUTOCLEAR_KNOWN, COMPATIBLE_KNOWN, ClusterRange, CompressionType, ExtensionKind,
@@ -111,6 +111,17 @@ fn judge_header_length<S: Storage>(image: &Image<S>, notes: &mut Notes) {
     }
 }
 
+/// Judges the bits that say how the image was left. Nothing else of a check depends on them.
+pub(super) fn judge_state_bits(header: &Header, findings: &mut Findings) {
+    let place = field("incompatible_features");
+    if header.is_dirty() {
+        findings.push(Finding::new(Code::DirtyBitSet, place));
+    }
+    if header.is_corrupt() {
+        findings.push(Finding::new(Code::CorruptBitSet, place));
+    }
+}
+
 fn judge_features<S: Storage>(image: &Image<S>, notes: &mut Notes) {
     let header = image.header();
     let unknown = |code, kind, bits: u64, place| {
@@ -131,12 +142,7 @@ fn judge_features<S: Storage>(image: &Image<S>, notes: &mut Notes) {
             detail: "tables were read as if the unknown bits were clear".to_owned(),
         });
     }
-    if header.is_dirty() {
-        notes.push(Finding::new(Code::DirtyBitSet, place));
-    }
-    if header.is_corrupt() {
-        notes.push(Finding::new(Code::CorruptBitSet, place));
-    }
+    judge_state_bits(header, &mut notes.findings);
     let place = field("compatible_features");
     let bits = header.compatible_features & !COMPATIBLE_KNOWN;
     let code = Code::CompatibleFeatureUnknown;
