@@ -13,7 +13,7 @@ pub(super) struct CompressedReferences<'a> {
     ledger: &'a Directory<'a>,
     /// References each extent stands for.
     weight: u64,
-    /// References to the eight clusters from `first` on, a byte for each.
+    /// Extents that touch the eight clusters from `first` on, a byte for each.
     counts: u64,
     first: HostCluster,
 }
@@ -28,39 +28,39 @@ impl<'a> CompressedReferences<'a> {
         }
     }
 
-    /// An extent touches a cluster.
+    /// So many extents touch a cluster, at most 64.
     #[inline]
-    pub(super) fn add(&mut self, cluster: HostCluster) {
+    pub(super) fn add(&mut self, cluster: HostCluster, extents: u64) {
         let first = HostCluster(cluster.0 & !7);
         let shift = 8 * (cluster.0 % 8);
-        if first != self.first {
+        let count = (self.counts >> shift & 0xff) + extents;
+        if first != self.first || count > Directory::MAX_BYTE {
             self.pay();
             self.first = first;
         }
-        let count = (self.counts >> shift & 0xff) + self.weight;
-        if count <= Directory::MAX_BYTE {
-            self.counts += self.weight << shift;
-        } else {
-            self.begin_anew(cluster);
-        }
-    }
-
-    /// A cluster has more references than are paid together with those to its neighbours.
-    #[cold]
-    fn begin_anew(&mut self, cluster: HostCluster) {
-        self.pay();
-        if self.weight <= Directory::MAX_BYTE {
-            self.counts = self.weight << (8 * (cluster.0 % 8));
-        } else {
-            self.ledger
-                .pay(cluster, Payment::for_compressed(self.weight));
-        }
+        self.counts += extents << shift;
     }
 
     /// Pays for all that were added.
     pub(super) fn pay(&mut self) {
         let counts = mem::take(&mut self.counts);
-        self.ledger.pay_for_compressed(self.first, counts);
+        if self.weight == 1 {
+            return self.ledger.pay_for_compressed(self.first, counts);
+        }
+        let bytes = counts.to_be_bytes();
+        let largest = bytes.iter().fold(0, |largest, count| largest.max(*count));
+        if u64::from(largest).saturating_mul(self.weight) <= Directory::MAX_BYTE {
+            return self
+                .ledger
+                .pay_for_compressed(self.first, counts * self.weight);
+        }
+        for (cluster, count) in (self.first.0..).zip(bytes.into_iter().rev()) {
+            if count > 0 {
+                let count = u64::from(count).saturating_mul(self.weight);
+                self.ledger
+                    .pay(HostCluster(cluster), Payment::for_compressed(count));
+            }
+        }
     }
 }
 
@@ -71,17 +71,28 @@ mod tests {
 
     #[test]
     fn references_that_one_byte_cannot_count_are_all_paid() {
-        for (weight, extents) in [(1, 126), (1, 127), (1, 1000), (40, 3), (40, 4), (130, 2)] {
+        let cases = [
+            (1, 126, 1),
+            (1, 127, 1),
+            (1, 1000, 1),
+            (1, 1024, 64),
+            (3, 128, 64),
+            (40, 3, 1),
+            (40, 4, 1),
+            (40, 4, 4),
+            (130, 2, 1),
+        ];
+        for (weight, extents, at_once) in cases {
             let ledger = Ledger::of(0..u64::MAX, u64::MAX, ClusterSet::new());
             let mut counts = [0; 64];
-            let references = u16::try_from(weight * extents).expect("small");
+            let references = weight * extents;
             (counts[7], counts[8]) = (references, references + 1);
             ledger.entry().owe_larger(HostCluster(0), &counts);
             let directory = ledger.directory();
-            let mut compressed = CompressedReferences::new(&directory, weight);
+            let mut compressed = CompressedReferences::new(&directory, u64::from(weight));
             for cluster in [7, 8] {
-                for _ in 0..extents {
-                    compressed.add(HostCluster(cluster));
+                for _ in 0..extents / at_once {
+                    compressed.add(HostCluster(cluster), u64::from(at_once));
                 }
             }
             compressed.pay();

@@ -19,7 +19,7 @@ use crate::progress::Phase;
 use crate::qcow2::{CompressedExtent, Geometry, HostOffset, Place, SECTOR_BYTES};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{CHUNK, Rules, Target};
+use crate::walk::l2_table::{CompressedRun, Rules, Target, is_followed};
 use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// Runs kept in one image; beyond, overlaps are not looked for, and the coverage says so.
@@ -81,28 +81,21 @@ impl Extents {
         self.append(Run::one(extent, guest_cluster));
     }
 
-    /// Extents of guest clusters that follow one another.
-    pub(super) fn push_chunk(&mut self, extents: &[CompressedExtent; CHUNK], guest_cluster: u64) {
-        let [first, .., last] = *extents;
-        let pairs = extents.iter().zip(extents.iter().skip(1));
-        // Without a branch for each pair: nearly always it is all of them.
-        let are_one_run = pairs.fold(true, |all, (before, next)| {
-            all & follows(
-                before.offset.0,
-                before.last_sector_offset().0,
-                next.offset.0,
-            )
-        });
-        if are_one_run && !self.is_shared {
-            return self.append(Run {
-                count: CHUNK as u64,
+    /// Extents that follow one another.
+    pub(super) fn push_run(&mut self, run: &CompressedRun<'_>) {
+        let mut extents = run.extents();
+        if self.is_shared {
+            for (guest_cluster, extent) in (run.guest_cluster..).zip(extents) {
+                self.push(extent, guest_cluster);
+            }
+        } else if let Some(first) = extents.next() {
+            let last = extents.next_back().unwrap_or(first);
+            self.append(Run {
+                count: run.count(),
                 last_sector: last.last_sector_offset().0,
                 last_start: last.offset.0,
-                ..Run::one(first, guest_cluster)
+                ..Run::one(first, run.guest_cluster)
             });
-        }
-        for (guest_cluster, &extent) in (guest_cluster..).zip(extents) {
-            self.push(extent, guest_cluster);
         }
     }
 
@@ -148,15 +141,9 @@ impl Run {
 
     /// Whether another run begins where this one may be followed, with nothing between them.
     fn is_followed_by(&self, next: Self) -> bool {
-        follows(self.last_start, self.last_sector, next.start)
+        is_followed(self.last_start, self.last_sector, next.start)
             && self.guest_cluster.wrapping_add(self.count) == next.guest_cluster
     }
-}
-
-/// Whether an extent may begin at `start` with nothing between it and one that begins at `before`.
-fn follows(before: u64, last_sector: u64, start: u64) -> bool {
-    // An offset before the last sector wraps around, to a distance no two extents have.
-    (start > before) & (start.wrapping_sub(last_sector) <= SECTOR_BYTES)
 }
 
 /// Looks for overlaps among the extents of all groups.
@@ -369,32 +356,6 @@ mod tests {
         assert_eq!(overlaps(&[(100, 1, 7), (100, 1, 7)], true), 0);
         assert_eq!(overlaps(&[(100, 1, 7), (100, 1, 8)], false), 1);
         assert_eq!(overlaps(&[(0, 2, 6), (600, 1, 7), (600, 1, 8)], false), 1);
-    }
-
-    #[test]
-    fn a_chunk_of_extents_leaves_the_runs_that_its_extents_leave_one_by_one() {
-        for (gap_at, is_shared) in [(0, false), (1, false), (40, false), (63, false), (0, true)] {
-            let extents: [CompressedExtent; CHUNK] = std::array::from_fn(|index| {
-                let gap = if index < gap_at { 0 } else { 5120 };
-                let offset = HostOffset(index as u64 * 1024 + gap);
-                CompressedExtent { offset, sectors: 2 }
-            });
-            let mut whole = Extents::new(is_shared, &RunsKept::default());
-            let mut single = Extents::new(is_shared, &RunsKept::default());
-            for guest_cluster in [0, 64] {
-                whole.push_chunk(&extents, guest_cluster);
-                for (guest_cluster, &extent) in (guest_cluster..).zip(&extents) {
-                    single.push(extent, guest_cluster);
-                }
-            }
-            assert_eq!(whole.runs, single.runs, "a gap at {gap_at}");
-            let count = match (is_shared, gap_at) {
-                (true, _) => 2 * CHUNK,
-                (false, 0) => 2,
-                (false, _) => 4,
-            };
-            assert_eq!(whole.runs.len(), count, "a gap at {gap_at}");
-        }
     }
 
     #[test]

@@ -16,7 +16,9 @@ use crate::qcow2::{ClusterRange, CompressedExtent, Geometry, HostCluster, L2Entr
 use crate::refcount_map::{CopiedFlag, Directory, Identity, Ledger, Payment};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{CHUNK, CompressedEntry, Entries, Mapped, Rules, Run, Target};
+use crate::walk::l2_table::{
+    CHUNK, CompressedChunk, CompressedEntry, Entries, Mapped, Rules, Run, Target,
+};
 use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// What settling found out besides.
@@ -161,7 +163,7 @@ impl Payer<'_, '_> {
     ) {
         self.visitor.extents.push(extent, guest_cluster);
         for cluster in clusters.clusters() {
-            self.compressed.add(cluster);
+            self.compressed.add(cluster, 1);
         }
         self.last = self.last.max(clusters.end().saturating_sub(1));
     }
@@ -211,25 +213,13 @@ impl Entries for Payer<'_, '_> {
         true
     }
 
-    fn compressed_chunk(
-        &mut self,
-        guest_cluster: u64,
-        extents: &[CompressedExtent; CHUNK],
-    ) -> bool {
-        let geometry = self.visitor.rules.geometry;
-        self.run.add_compressed(CHUNK as u64);
-        self.visitor.extents.push_chunk(extents, guest_cluster);
-        let mut furthest = self.last;
-        for extent in extents {
-            let first = geometry.cluster_at(extent.offset);
-            let last = geometry.cluster_at(extent.last_sector_offset());
-            self.compressed.add(first);
-            for cluster in first.0 + 1..=last.0 {
-                self.compressed.add(HostCluster(cluster));
-            }
-            furthest = furthest.max(last.0);
+    fn compressed_chunk(&mut self, chunk: &CompressedChunk<'_>) -> bool {
+        for run in chunk.runs() {
+            self.run.add_compressed(run.count());
+            self.visitor.extents.push_run(&run);
+            let last = run.for_each_cluster(|cluster, count| self.compressed.add(cluster, count));
+            self.last = self.last.max(last.0);
         }
-        self.last = furthest;
         true
     }
 

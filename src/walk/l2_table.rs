@@ -4,10 +4,12 @@
 //! maps, with ordinary entries that follow one another as runs. Never here: a refcount, another table.
 
 mod chunk;
+mod compressed;
 mod judge;
 
 pub(crate) use self::chunk::CHUNK;
-use self::chunk::{Chunk, Entry, for_each_chunk};
+use self::chunk::{Chunk, Entry, bits_of, for_each_chunk};
+pub(crate) use self::compressed::{CompressedChunk, CompressedRun, is_followed};
 use super::batch::Table;
 use super::{L2Item, Notes, Walk};
 use crate::qcow2::{
@@ -95,12 +97,8 @@ pub(crate) struct CompressedEntry {
 pub(crate) trait Entries {
     /// Standard descriptors, in which nothing is wrong by itself.
     fn run(&mut self, run: Run);
-    /// The extents of descriptors of compressed data in which nothing is wrong by themselves; `false` if they are to be told one by one.
-    fn compressed_chunk(
-        &mut self,
-        _guest_cluster: u64,
-        _extents: &[CompressedExtent; CHUNK],
-    ) -> bool {
+    /// Descriptors of compressed data in which nothing is wrong by themselves; `false` if they are to be told one by one.
+    fn compressed_chunk(&mut self, _chunk: &CompressedChunk<'_>) -> bool {
         false
     }
     /// A descriptor of compressed data in which nothing is wrong by itself.
@@ -160,11 +158,7 @@ impl<F: FnMut(Run)> Entries for StandardRuns<F> {
 
     fn compressed(&mut self, _entry: CompressedEntry) {}
 
-    fn compressed_chunk(
-        &mut self,
-        _guest_cluster: u64,
-        _extents: &[CompressedExtent; CHUNK],
-    ) -> bool {
+    fn compressed_chunk(&mut self, _chunk: &CompressedChunk<'_>) -> bool {
         true
     }
 
@@ -197,15 +191,6 @@ impl Ordinary {
     fn is_scattered(self) -> bool {
         self.following.count_ones() < SCATTERED
     }
-}
-
-/// The places of the bits that are set.
-fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let at = (bits != 0).then(|| bits.trailing_zeros())?;
-        bits &= bits - 1;
-        Some(at as usize)
-    })
 }
 
 /// How many of a table's entries are what.
@@ -307,8 +292,8 @@ impl Rules {
                 }
                 return;
             }
-            if let Some(extents) = context.all_compressed(chunk)
-                && entries.compressed_chunk(context.first_guest_cluster + chunk.index, &extents)
+            if let Some(compressed) = context.all_compressed(chunk)
+                && entries.compressed_chunk(&compressed)
             {
                 tally.used += CHUNK as u64;
                 return;
@@ -440,22 +425,14 @@ impl TableContext<'_> {
         }
     }
 
-    /// The extents of a chunk that is nothing but descriptors of compressed data in which nothing is wrong.
-    fn all_compressed(&self, chunk: &Chunk) -> Option<[CompressedExtent; CHUNK]> {
+    /// A chunk that is nothing but descriptors of compressed data in which nothing is wrong.
+    fn all_compressed<'c>(&self, chunk: &'c Chunk) -> Option<CompressedChunk<'c>> {
         let geometry = self.rules.geometry;
-        let is_plain = |word: &u64| L2Entry(*word).is_plain_compressed();
-        if !self.may_be_plain || geometry.has_extended_l2() || !chunk.words.iter().all(is_plain) {
+        if !self.may_be_plain || geometry.has_extended_l2() {
             return None;
         }
-        let extents = chunk
-            .words
-            .map(|word| L2Entry(word).extent_if_compressed(geometry));
-        // Offsets have 62 bits: one past the limit leaves the highest bit, which vectors can gather, as they cannot compare.
-        let last = geometry.whole_sector_bytes().min(i64::MAX as u64);
-        let beyond = extents
-            .iter()
-            .map(|extent| last.wrapping_sub(extent.end().0));
-        (beyond.fold(0, |all, one| all | one) >> 63 == 0).then_some(extents)
+        let guest_cluster = self.first_guest_cluster + chunk.index;
+        CompressedChunk::new(geometry, guest_cluster, &chunk.words)
     }
 
     /// Tells the entries of any chunk: runs, other plain entries, and what is wrong with the rest.

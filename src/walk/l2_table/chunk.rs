@@ -27,6 +27,15 @@ pub(super) struct Entry {
     pub(super) bitmap: SubclusterBitmap,
 }
 
+/// The places of the bits that are set.
+pub(super) fn bits_of(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = (bits != 0).then(|| bits.trailing_zeros())?;
+        bits &= bits - 1;
+        Some(at as usize)
+    })
+}
+
 /// Cuts a table into chunks.
 pub(super) fn for_each_chunk(geometry: Geometry, bytes: &[u8], mut each: impl FnMut(&Chunk)) {
     let mut chunk = Chunk {
