@@ -12,12 +12,12 @@ use super::compressed_references::CompressedReferences;
 use super::extents::{Extents, RunsKept};
 use crate::coverage::Gap;
 use crate::progress::Phase;
-use crate::qcow2::{ClusterRange, CompressedExtent, Geometry, HostCluster, L2Entry, Refusal};
+use crate::qcow2::{ClusterRange, CompressedExtent, HostCluster, L2Entry, Refusal};
 use crate::refcount_map::{CopiedFlag, Directory, Identity, Ledger, Payment};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::{
-    CHUNK, CompressedChunk, CompressedEntry, Entries, Mapped, Rules, Run, Target,
+    CHUNK, CompressedChunk, CompressedEntry, Entries, Mapped, Rules, Run, ScatteredChunk, Target,
 };
 use crate::walk::{L2Item, Notes, Survey, Walk};
 
@@ -196,20 +196,26 @@ impl Entries for Payer<'_, '_> {
         self.last = self.last.max(run.clusters.end().saturating_sub(1));
     }
 
-    fn scattered(&mut self, guest_cluster: u64, words: &[u64; CHUNK]) -> bool {
+    fn scattered(&mut self, chunk: &ScatteredChunk<'_>) -> bool {
         let geometry = self.visitor.rules.geometry;
-        let is_copied = words
-            .iter()
-            .all(|word| *word == 0 || L2Entry(*word).copied());
-        let payment = self.payment(Identity::Guest(guest_cluster), is_copied);
+        let is_copied = chunk.copied_count() == chunk.count();
+        let payment = self.payment(Identity::Guest(chunk.guest_cluster), is_copied);
         if payment.weight != 1 || payment.flag == CopiedFlag::Clear {
             return false;
         }
-        let clusters = words.map(|word| geometry.cluster_at(L2Entry(word).standard_offset()));
+        let mut clusters = [HostCluster(0); CHUNK];
+        let mut beyond = 0;
+        for (cluster, &word) in clusters.iter_mut().zip(chunk.words) {
+            *cluster = geometry.cluster_at(L2Entry(word).standard_offset());
+            // Below zero where it is the furthest by now, as is rare.
+            beyond |= self.last.wrapping_sub(cluster.0);
+        }
+        if beyond >> 63 != 0 {
+            let furthest = clusters.iter().max_by_key(|cluster| cluster.0);
+            self.last = furthest.map_or(0, |cluster| cluster.0);
+        }
         self.visitor.ledger.pay_scattered(&clusters, payment);
-        self.run.add_scattered(&clusters, geometry);
-        let furthest = clusters.iter().fold(0, |last, cluster| last.max(cluster.0));
-        self.last = self.last.max(furthest);
+        self.run.add_scattered(chunk, geometry.cluster_bytes());
         true
     }
 
@@ -335,24 +341,12 @@ impl FragmentationRun {
         self.expected_offset = Some(offset.saturating_add(count * cluster_bytes));
     }
 
-    /// Clusters of entries that follow one another; cluster 0 stands for none.
-    fn add_scattered(&mut self, clusters: &[HostCluster; CHUNK], geometry: Geometry) {
-        let cluster_bytes = geometry.cluster_bytes();
-        if clusters.iter().any(|cluster| cluster.0 == 0) {
-            for &cluster in clusters.iter().filter(|cluster| cluster.0 != 0) {
-                self.add_run(geometry.offset_of(cluster).0, 1, cluster_bytes);
-            }
-            return;
-        }
-        let [first, .., last] = *clusters;
-        let pairs = clusters.iter().zip(clusters.iter().skip(1));
-        let following: u64 = pairs
-            .map(|(one, next)| u64::from(next.0 == one.0 + 1))
-            .sum();
-        self.add_run(geometry.offset_of(first).0, 1, cluster_bytes);
-        self.allocated += CHUNK as u64 - 1;
-        self.fragmented += CHUNK as u64 - 1 - following;
-        self.expected_offset = Some(geometry.offset_of(last).0.saturating_add(cluster_bytes));
+    fn add_scattered(&mut self, chunk: &ScatteredChunk<'_>, cluster_bytes: u64) {
+        self.add_run(chunk.first_offset().0, 1, cluster_bytes);
+        let others = chunk.count().saturating_sub(1);
+        self.allocated += others;
+        self.fragmented += others - chunk.following_count(cluster_bytes);
+        self.expected_offset = Some(chunk.last_offset().0.saturating_add(cluster_bytes));
     }
 
     /// The active L1 table's entries that name the table each count it.

@@ -6,19 +6,19 @@
 mod chunk;
 mod compressed;
 mod judge;
+mod scattered;
 
 pub(crate) use self::chunk::CHUNK;
 use self::chunk::{Chunk, Entry, bits_of, for_each_chunk};
 pub(crate) use self::compressed::{CompressedChunk, CompressedRun, is_followed};
+use self::scattered::Ordinary;
+pub(crate) use self::scattered::ScatteredChunk;
 use super::batch::Table;
 use super::{L2Item, Notes, Walk};
 use crate::qcow2::{
     ClusterRange, CompressedExtent, Geometry, HostCluster, HostOffset, L2Descriptor, L2Entry,
     Place, Refusal,
 };
-
-/// Fewer entries of a chunk than these that follow the one before are not worth to be told as runs.
-const SCATTERED: u32 = 16;
 
 impl Table for L2Item {
     fn cluster(&self) -> HostCluster {
@@ -106,7 +106,7 @@ pub(crate) trait Entries {
     /// Any other entry.
     fn other(&mut self, mapped: Mapped);
     /// Runs that are mostly of one entry each, or empty entries; `false` if they are to be told one by one.
-    fn scattered(&mut self, _guest_cluster: u64, _words: &[u64; CHUNK]) -> bool {
+    fn scattered(&mut self, _chunk: &ScatteredChunk<'_>) -> bool {
         false
     }
 }
@@ -176,20 +176,6 @@ impl<F: FnMut(Run)> Entries for StandardRuns<F> {
                 copied,
             });
         }
-    }
-}
-
-/// The entries of a chunk of ordinary and empty ones, a bit for each.
-#[derive(Clone, Copy)]
-struct Ordinary {
-    used: u64,
-    /// In the host cluster after that of the entry before, with the same flags.
-    following: u64,
-}
-
-impl Ordinary {
-    fn is_scattered(self) -> bool {
-        self.following.count_ones() < SCATTERED
     }
 }
 
@@ -286,8 +272,12 @@ impl Rules {
             }
             if let Some(ordinary) = context.ordinary(chunk) {
                 tally.used += u64::from(ordinary.used.count_ones());
-                let guest_cluster = context.first_guest_cluster + chunk.index;
-                if !ordinary.is_scattered() || !entries.scattered(guest_cluster, &chunk.words) {
+                let scattered = ScatteredChunk {
+                    guest_cluster: context.first_guest_cluster + chunk.index,
+                    words: &chunk.words,
+                    ordinary,
+                };
+                if !ordinary.is_scattered() || !entries.scattered(&scattered) {
                     context.tell_runs(chunk, ordinary, entries);
                 }
                 return;
