@@ -17,6 +17,7 @@ use garbage::Garbage;
 pub(super) use garbage::garbage;
 
 use super::changes::{Changes, Fresh, Patch};
+use super::holes::Holes;
 use super::notes::{Doubt, DraftNotes};
 use super::space::{Space, no_room};
 use super::{RepairOptions, StageKind, Withheld, remains};
@@ -204,11 +205,14 @@ impl Damage {
             let unsound = self.unsound.iter().copied();
             let missing = unsound.filter(|index| !self.needy.contains(index));
             let mut found = Vec::new();
+            let mut holes = Holes::new(examination.walk.image.storage());
             for index in missing {
                 let start = index.saturating_mul(block_bytes);
-                let data = examination.walk.image.storage().next_data(start)?;
-                let is_in_range = |data: u64| data < start.saturating_add(block_bytes);
-                if start < geometry.file_bytes() && data.is_some_and(is_in_range) {
+                // In order, so what follows lies behind the end as well.
+                if start >= geometry.file_bytes() {
+                    break;
+                }
+                if holes.next_stored(start)? < start.saturating_add(block_bytes) {
                     found.push(index);
                 }
             }

@@ -82,14 +82,15 @@ impl<'a> Space<'a> {
             let last = max_bytes >> geometry.cluster_bits();
             end = last - last.saturating_sub(first) / FOR_COUNTS;
             Box::new((first..last).map(HostCluster))
+        } else if !examination.is_block_device && has_unknown_counts(examination) {
+            // What is not known to be free may be in use, be it empty.
+            Box::new(std::iter::empty())
         } else {
             let behind = behind_the_image(examination);
             let elsewhere = behind.clone();
             let blank = examination
                 .unused_clusters(1..u64::MAX)
                 .filter(move |cluster| !elsewhere.contains(&cluster.0))
-                // What is not known to be free may be in use, be it empty.
-                .filter(|_| examination.is_block_device || !has_unknown_counts(examination))
                 .filter(|&cluster| is_blank(examination, cluster).unwrap_or(false));
             Box::new(behind.map(HostCluster).chain(blank))
         };

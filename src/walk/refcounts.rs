@@ -2,7 +2,8 @@
 //!
 //! Checks: the table's place and size, its entries' reserved bits, alignment and range, and no block named twice.
 //! Collects: the claims of the table and its blocks, and the blocks that can be read.
-//! Never here: a count (that is `check/stored.rs`).
+//! Never here: a count (that is `check/stored.rs`); more counts than are stored, because entries name the same block
+//! over and over.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,9 @@ use crate::qcow2::{
     RefcountTableEntry, Refusal, words,
 };
 use crate::storage::Storage;
+
+/// Counts of blocks that are named again which are believed all the same, beyond as many as there are in all blocks.
+const REPEATED_COUNTS: u64 = 1 << 22;
 
 /// Judges the refcount table and claims it and its blocks.
 pub(super) fn walk_refcount_table<S: Storage>(
@@ -85,19 +89,58 @@ fn walk_entries<S: Storage>(
         survey.unknown_counts.all = true;
         return;
     }
-    let mut first_user = BTreeMap::new();
+    let mut users = Users::default();
     for (index, word) in (0_u64..).zip(words(&table)) {
         if word != 0 {
-            walk_entry(walk, index, word, &mut first_user, survey, notes);
+            walk_entry(walk, index, word, &mut users, survey, notes);
         }
     }
+    refuse_repetition(walk, users, survey, notes);
+}
+
+/// Which entries name which blocks.
+#[derive(Default)]
+struct Users {
+    /// The first entry to name each.
+    first: BTreeMap<HostCluster, u64>,
+    /// Entries that name a block which one before them names, in order.
+    repeated: Vec<u64>,
+}
+
+/// Leaves out the counts of entries that name blocks of entries before them, where there are more than damage explains.
+///
+/// A block of a few bytes may otherwise be the counts of any number of clusters. No block is sound that two entries name,
+/// so what it says of the clusters of the last of thousands is as good as unknown.
+fn refuse_repetition<S>(
+    walk: Walk<'_, S>,
+    mut users: Users,
+    survey: &mut Survey,
+    notes: &mut Notes,
+) {
+    let believed = REPEATED_COUNTS / walk.geometry.refcount_block_entries();
+    let believed = usize::try_from(believed).unwrap_or(usize::MAX);
+    let believed = believed.saturating_add(users.first.len());
+    if users.repeated.len() <= believed {
+        return;
+    }
+    let refused = users.repeated.split_off(believed);
+    let is_refused = |block: &RefcountBlockItem| refused.binary_search(&block.index).is_ok();
+    survey.refcount_blocks.retain(|block| !is_refused(block));
+    notes.gap(Gap::refused(
+        Place::RefcountTable,
+        format!(
+            "{} of its entries name blocks that others name, too, more of them than is believed: what they count is not known",
+            refused.len()
+        ),
+    ));
+    survey.unknown_counts.blocks.extend(refused);
 }
 
 fn walk_entry<S: Storage>(
     walk: Walk<'_, S>,
     index: u64,
     word: u64,
-    first_user: &mut BTreeMap<HostCluster, u64>,
+    users: &mut Users,
     survey: &mut Survey,
     notes: &mut Notes,
 ) {
@@ -133,15 +176,16 @@ fn walk_entry<S: Storage>(
         OwnerKind::RefcountBlock,
         Place::RefcountBlock { index },
     );
-    if let Some(first) = first_user.get(&cluster) {
+    if let Some(first) = users.first.get(&cluster) {
         notes.push(
             Finding::new(Code::RefcountBlockShared, place)
                 .word(word)
                 .host(ClusterRange::one(cluster))
                 .detail(format!("entry {first} names the same block")),
         );
+        users.repeated.push(index);
     } else {
-        first_user.insert(cluster, index);
+        users.first.insert(cluster, index);
     }
     survey
         .refcount_blocks
