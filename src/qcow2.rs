@@ -23,6 +23,7 @@ pub use bitmap::{
     BitmapsExtension, DirectoryDecode, MAX_BITMAP_DATA_BYTES, MAX_BITMAP_DIRECTORY_BYTES,
     MAX_BITMAP_NAME_BYTES, MAX_BITMAP_TABLE_ENTRIES, MAX_BITMAPS,
 };
+pub(crate) use bytes::is_zero;
 pub use bytes::{u16_at, u32_at, u64_at, words};
 pub use extension::{
     Extension, ExtensionArea, ExtensionKind, FEATURE_NAME_ENTRY_BYTES, FeatureKind,

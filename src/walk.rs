@@ -17,6 +17,7 @@ pub(crate) mod path;
 mod pieces;
 mod refcounts;
 mod snapshots;
+mod stored_parts;
 
 use std::collections::BTreeSet;
 

@@ -27,8 +27,8 @@ impl Table for MetadataCluster {
     }
 }
 
-#[derive(Default)]
 struct Visitor {
+    cluster_bytes: usize,
     sum: u64,
     coverage: Coverage,
 }
@@ -43,6 +43,12 @@ impl GroupVisitor<MetadataCluster> for Visitor {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&table.0.0.to_be_bytes());
         hasher.update(bytes);
+        // The number is of the bytes, wherever the file system has holes among them.
+        let mut rest = self.cluster_bytes.saturating_sub(bytes.len());
+        while let Some(zeros) = ZEROS.get(..rest.min(ZEROS.len())).filter(|_| rest > 0) {
+            hasher.update(zeros);
+            rest -= zeros.len();
+        }
         self.sum = self.sum.wrapping_add(u64::from(hasher.finalize()));
     }
 
@@ -51,6 +57,8 @@ impl GroupVisitor<MetadataCluster> for Visitor {
     }
 }
 
+/// What the end of a cluster that lies in a hole is.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 /// Clusters looked at together.
 const AT_ONCE: usize = 1 << 16;
 /// So many clusters in a row are worth a question about holes.
@@ -76,7 +84,12 @@ pub fn metadata_digest<S: Storage>(image: &Image<S>, progress: &Progress) -> io:
             if piece.is_empty() || progress.is_stopped() {
                 break;
             }
-            for visitor in read_tables(walk, &piece, Visitor::default) {
+            let make = || Visitor {
+                cluster_bytes: usize::try_from(walk.geometry.cluster_bytes()).unwrap_or(0),
+                sum: 0,
+                coverage: Coverage::default(),
+            };
+            for visitor in read_tables(walk, &piece, make) {
                 sum = sum.wrapping_add(visitor.sum);
                 notes.coverage.append(visitor.coverage);
             }

@@ -5,9 +5,8 @@
 
 use std::io;
 
-use crate::qcow2::{Geometry, HostCluster};
+use crate::qcow2::{Geometry, HostCluster, is_zero};
 use crate::storage::Storage;
-use crate::walk::batch::is_zero;
 
 /// So much of a cluster is read first: where it holds anything, most often it begins with it.
 const FIRST_BYTES: u64 = 4 << 10;

@@ -1,6 +1,6 @@
 //! Big-endian readers: the only file that says `from_be_bytes`.
 //!
-//! Comes in: a slice and an index. Goes out: an integer, or `None` past the slice's end. Never here: meaning.
+//! Comes in: a slice and an index. Goes out: an integer, or `None` past the slice's end; whether bytes are zero. Never here: meaning.
 
 /// The big-endian 16-bit integer at byte `at`, or `None` where the slice ends first.
 pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -30,6 +30,12 @@ pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 pub fn words(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + '_ {
     let (chunks, _tail) = bytes.as_chunks::<8>();
     chunks.iter().map(|chunk| u64::from_be_bytes(*chunk))
+}
+
+/// Whether all bytes are zero. Piece by piece, so that a table with something in it is soon done with.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let mut pieces = bytes.chunks(128);
+    pieces.all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 /// A mask of bits `low..=high`, as the specification's bit tables name them.

@@ -3,11 +3,14 @@
 //! Comes in: tables sorted by cluster. Goes out: each table's bytes to a visitor, and one result for each fixed group of
 //! tables, in order, whatever the number of threads. Never here: what the bytes mean.
 
+use std::sync::Mutex;
+
 use rayon::prelude::*;
 
 use super::Walk;
+use super::stored_parts::{are_read_by_parts, read_stored};
 use crate::coverage::Gap;
-use crate::qcow2::{HostCluster, Place};
+use crate::qcow2::{HostCluster, Place, is_zero};
 use crate::storage::Storage;
 
 /// Neighbouring tables are read together up to this many bytes.
@@ -35,7 +38,8 @@ pub(crate) trait Table: Sync {
 
 /// What becomes of the tables of one group.
 pub(crate) trait GroupVisitor<T>: Send {
-    /// There is nothing in a table of zeros to look at: where one lies in a hole of the file, no bytes are given for it.
+    /// There is nothing in zeros to look at: where a table or the end of one lies in a hole of the file, no bytes are given
+    /// for that.
     const PASSES_OVER_ZEROS: bool = false;
     /// A table's bytes.
     fn visit(&mut self, table: &T, bytes: &[u8]);
@@ -55,11 +59,13 @@ where
     V: GroupVisitor<T>,
 {
     let per_group = usize::try_from(GROUP_BYTES / walk.geometry.cluster_bytes()).unwrap_or(1);
+    // What one thread knows of a hole, the next need not find out.
+    let known = Mutex::new(Hole::default());
     tables
         .par_chunks(per_group.max(1))
         .map_init(Reader::default, |reader, group| {
             let mut visitor = make();
-            reader.begin_group(walk, group);
+            reader.begin_group(walk, group, &known);
             let mut rest = batches(walk, group);
             loop {
                 let ahead = rest.clone();
@@ -68,6 +74,7 @@ where
                 };
                 reader.read_batch(walk, batch, ahead, &mut visitor);
             }
+            reader.tell(&known);
             visitor
         })
         .collect()
@@ -118,10 +125,17 @@ struct Reader {
 }
 
 impl Reader {
-    fn begin_group<S: Storage>(&mut self, walk: Walk<'_, S>, group: &[impl Table]) {
+    fn begin_group<S: Storage>(
+        &mut self,
+        walk: Walk<'_, S>,
+        group: &[impl Table],
+        known: &Mutex<Hole>,
+    ) {
         self.hole.is_asked_in_vain = false;
+        self.meet(walk, group, known);
         self.is_announced = false;
-        if !Self::looks_at_hand(walk, group) {
+        // Of tables read by their parts nobody knows yet what there is to try.
+        if are_read_by_parts(walk.geometry) || !Self::looks_at_hand(walk, group) {
             self.announce_all(walk, batches(walk, group));
         }
     }
@@ -150,13 +164,44 @@ impl Reader {
         }
     }
 
+    /// Looks whether a group begins in a hole that another thread knows of.
+    fn meet<S: Storage>(&mut self, walk: Walk<'_, S>, group: &[impl Table], known: &Mutex<Hole>) {
+        let first = group.first().map_or(HostCluster(0), Table::cluster);
+        let start = walk.geometry.offset_of(first).0;
+        // A lock is only poisoned by a panic, which ends the run.
+        if !self.hole.has(start, start)
+            && let Ok(known) = known.lock()
+            && known.has(start, start)
+        {
+            (self.hole.start, self.hole.end) = (known.start, known.end);
+        }
+    }
+
+    /// Tells the others of a hole.
+    fn tell(&self, known: &Mutex<Hole>) {
+        if self.hole.end > self.hole.start
+            && let Ok(mut known) = known.lock()
+        {
+            (known.start, known.end) = (self.hole.start, self.hole.end);
+        }
+    }
+
     /// Tells the storage that a batch is read soon.
     fn announce<S: Storage>(&self, walk: Walk<'_, S>, batch: &[impl Table]) {
         if let (Some(first), Some(last)) = (batch.first(), batch.last()) {
             let start = walk.geometry.offset_of(first.cluster()).0;
             let end = walk.geometry.offset_of(last.cluster()).0 + walk.geometry.cluster_bytes();
-            if !self.hole.has(start, end) {
-                walk.image.storage().will_read(start, end - start);
+            if self.hole.has(start, end) {
+                return;
+            }
+            let storage = walk.image.storage();
+            if are_read_by_parts(walk.geometry) {
+                let stored = storage.next_data(start).unwrap_or(Some(start));
+                if let Some(stored) = stored.filter(|stored| *stored < end) {
+                    storage.will_read(stored, (end - stored).min(BATCH_BYTES));
+                }
+            } else {
+                storage.will_read(start, end - start);
             }
         }
     }
@@ -191,15 +236,20 @@ impl Reader {
         let cluster_bytes = usize::try_from(walk.geometry.cluster_bytes()).unwrap_or(0);
         let clusters = usize::try_from(last.cluster().0 - start.0 + 1).unwrap_or(0);
         self.buffer.resize(clusters * cluster_bytes, 0);
-        let is_read = self.fill(walk, start, ahead);
+        let is_by_parts = V::PASSES_OVER_ZEROS && are_read_by_parts(walk.geometry);
+        let filled = self.fill(walk, start, is_by_parts, ahead);
         for table in batch {
             let index = usize::try_from(table.cluster().0 - start.0).unwrap_or(0);
-            let span = index * cluster_bytes..(index + 1) * cluster_bytes;
+            let table_start = index * cluster_bytes;
+            // What cannot be read with the others is read whole.
+            let stored = filled.map(|filled| filled.saturating_sub(table_start));
+            let length = stored.map_or(cluster_bytes, |stored| stored.min(cluster_bytes));
+            let span = table_start..table_start + length;
             let Some(bytes) = self.buffer.get_mut(span) else {
                 continue;
             };
             // A failed batch is read again table by table, so that one bad sector costs one table.
-            let retried = if is_read {
+            let retried = if filled.is_some() {
                 Ok(())
             } else {
                 walk.image
@@ -213,28 +263,36 @@ impl Reader {
         walk.progress.advance(whole_bytes);
     }
 
-    /// Fills the buffer with clusters from `first` on, or knows that they are zero; says whether that succeeded.
+    /// Fills the buffer with clusters from `first` on, or knows that they are zero; gives how many bytes are filled: behind
+    /// them are only zeros, which are left out where they lie in a hole and the tables are read by their parts. `None` where
+    /// that failed.
     fn fill<'t, S: Storage, T: Table + 't>(
         &mut self,
         walk: Walk<'_, S>,
         first: HostCluster,
+        is_by_parts: bool,
         ahead: impl Iterator<Item = &'t [T]>,
-    ) -> bool {
+    ) -> Option<usize> {
         let start = walk.geometry.offset_of(first).0;
         let end = start.saturating_add(self.buffer.len() as u64);
         if self.hole.has(start, end) {
             self.buffer.fill(0);
-            return true;
+            return Some(self.buffer.len());
         }
         let (image, geometry) = (walk.image, walk.geometry);
-        let is_read = self.is_at_hand(walk, start, ahead)
-            || image
-                .attempt_clusters(geometry, first, &mut self.buffer)
-                .is_ok();
-        if is_read && !self.hole.is_asked_in_vain && is_zero(&self.buffer) {
+        let filled = if is_by_parts {
+            read_stored(image.storage(), start, &mut self.buffer).ok()?
+        } else if self.is_at_hand(walk, start, ahead) {
+            self.buffer.len()
+        } else {
+            let read = image.attempt_clusters(geometry, first, &mut self.buffer);
+            read.ok()?;
+            self.buffer.len()
+        };
+        if !self.hole.is_asked_in_vain && self.buffer.get(..filled).is_some_and(is_zero) {
             self.hole.look_on(image.storage(), end);
         }
-        is_read
+        Some(filled)
     }
 
     /// Fills the buffer where nobody has to wait for that; says whether it did. The first table that is far away has all that
@@ -279,10 +337,4 @@ impl Hole {
         (self.start, self.end) = (from, next.unwrap_or(from));
         self.is_asked_in_vain = self.end <= from;
     }
-}
-
-/// Piece by piece, so that a table with something in it is soon done with.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let mut pieces = bytes.chunks(128);
-    pieces.all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
 }

@@ -7,8 +7,7 @@
 use std::io;
 
 use super::Walk;
-use super::batch::is_zero;
-use crate::qcow2::{ClusterRange, Geometry, HostOffset};
+use crate::qcow2::{ClusterRange, Geometry, HostOffset, is_zero};
 use crate::storage::Storage;
 
 /// Bytes of a piece.
