@@ -11,6 +11,7 @@ mod compressed;
 mod decompress;
 mod key_slots;
 mod readable;
+mod spans;
 
 use crate::check::Check;
 use crate::coverage::{Gap, GapKind};
@@ -20,7 +21,7 @@ use crate::qcow2::Place;
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
 use crate::walk::l2_table::{Mapped, Rules};
-use crate::walk::{self, L2Item, Notes, Survey, Walk};
+use crate::walk::{self, L2Item, Notes, Walk};
 
 /// Reads everything an image holds and adds what is wrong with it to a check.
 ///
@@ -64,12 +65,12 @@ pub fn deep_read<S: Storage>(image: &Image<S>, check: &mut Check, progress: &Pro
     check.reconsider(true);
 }
 
-/// Visits every entry of every L2 table that maps something. Gives what was gathered in each group of tables, in order.
+/// Visits every entry of some L2 tables that maps something. Gives what was gathered in each group of tables, in order.
 ///
 /// Tables that cannot be read are a gap of the check already: it has read them all.
 fn gather<S, T>(
     walk: Walk<'_, S>,
-    survey: &Survey,
+    tables: &[L2Item],
     each: impl Fn(&mut T, &L2Item, Mapped) + Sync,
 ) -> Vec<T>
 where
@@ -77,7 +78,7 @@ where
     T: Default + Send,
 {
     let rules = Rules::new(walk);
-    let visitors = read_tables(walk, &survey.l2_tables, || Visitor {
+    let visitors = read_tables(walk, tables, || Visitor {
         rules: &rules,
         each: &each,
         gathered: T::default(),

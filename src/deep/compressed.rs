@@ -4,6 +4,7 @@
 //! because several mappings name it; more entries at once than a fixed number: the tables are read again for the next;
 //! more work than the bytes that are really there give reason for ([`Budget`]).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 
 use super::decompress::{Defect, Unpacker};
 use super::gather;
+use super::spans::Spans;
 use crate::coverage::{Gap, GapKind};
 use crate::finding::{Code, Finding};
 use crate::image::Image;
@@ -21,7 +23,7 @@ use crate::qcow2::{
 };
 use crate::storage::Storage;
 use crate::walk::l2_table::Target;
-use crate::walk::{Notes, Survey, Walk};
+use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// Entries that are kept at once, in bytes of the disk's order: 28 MiB.
 const KEPT_ENTRIES: usize = 1 << 19;
@@ -120,9 +122,9 @@ fn unpack_within<S: Storage>(
     budget: &mut Budget,
     notes: &mut Notes,
 ) {
-    let mut done = None;
+    let mut spans = Spans::default();
+    let mut window = collect(walk, &survey.l2_tables, None, Some(&mut spans));
     loop {
-        let window = collect(walk, survey, done);
         let Some(&last) = window.entries.last() else {
             return;
         };
@@ -139,7 +141,9 @@ fn unpack_within<S: Storage>(
         if !window.is_cut || walk.progress.is_stopped() {
             return;
         }
-        done = Some(last);
+        let (tables, has_more) = spans.next_tables(last.extent.offset.0, KEPT_ENTRIES);
+        window = collect(walk, &tables, Some(last), None);
+        window.is_cut |= has_more;
     }
 }
 
@@ -169,11 +173,25 @@ impl Window {
     }
 }
 
-fn collect<S: Storage>(walk: Walk<'_, S>, survey: &Survey, done: Option<Entry>) -> Window {
-    let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
+/// What one group of tables has.
+#[derive(Default)]
+struct Found {
+    entries: Vec<Entry>,
+    spans: Spans,
+}
+
+/// Collects the first entries behind those that are done; of some tables, or of all, with their spans.
+fn collect<S: Storage>(
+    walk: Walk<'_, S>,
+    tables: &[L2Item],
+    done: Option<Entry>,
+    spans: Option<&mut Spans>,
+) -> Window {
+    let total_bytes = tables.len() as u64 * walk.geometry.cluster_bytes();
     walk.progress.begin(Phase::Tables, total_bytes);
     let window = Mutex::new(Window::default());
-    let rests = gather(walk, survey, |found: &mut Vec<Entry>, item, mapped| {
+    let notes_spans = spans.is_some();
+    let rests = gather(walk, tables, |found: &mut Found, item, mapped| {
         let Target::Compressed {
             extent,
             clusters: Ok(_),
@@ -181,6 +199,9 @@ fn collect<S: Storage>(walk: Walk<'_, S>, survey: &Survey, done: Option<Entry>) 
         else {
             return;
         };
+        if notes_spans {
+            found.spans.note(item, extent.offset.0);
+        }
         let entry = Entry {
             extent,
             guest_cluster: mapped.guest_cluster,
@@ -189,18 +210,23 @@ fn collect<S: Storage>(walk: Walk<'_, S>, survey: &Survey, done: Option<Entry>) 
             weight: item.weight(),
         };
         if done.is_none_or(|done| entry > done) {
-            found.push(entry);
+            found.entries.push(entry);
         }
         // A lock is only poisoned by a panic, which ends the run.
-        if found.len() >= HANDED_OVER
+        if found.entries.len() >= HANDED_OVER
             && let Ok(mut window) = window.lock()
         {
-            window.take(found);
+            window.take(&mut found.entries);
         }
     });
     let mut window = window.into_inner().unwrap_or_default();
+    let mut noted = Spans::default();
     for mut rest in rests {
-        window.take(&mut rest);
+        window.take(&mut rest.entries);
+        noted.append(rest.spans);
+    }
+    if let Some(spans) = spans {
+        *spans = noted;
     }
     window.cut();
     window.entries.par_sort_unstable();
@@ -321,6 +347,8 @@ struct Worker<'a, S> {
     compression: CompressionType,
     /// Where nothing is stored, as the file system said last: one hole may have millions of extents.
     hole: Range<u64>,
+    /// What came of so many bytes of a hole.
+    of_hole: BTreeMap<u64, Result<(), Defect>>,
     input: Vec<u8>,
     unpacker: Unpacker,
 }
@@ -333,6 +361,7 @@ impl<'a, S: Storage> Worker<'a, S> {
             progress: walk.progress,
             compression,
             hole: 0..0,
+            of_hole: BTreeMap::new(),
             input: Vec::new(),
             unpacker: Unpacker::new(cluster_bytes),
         }
@@ -359,20 +388,32 @@ impl<'a, S: Storage> Worker<'a, S> {
         };
         let extent = entry.extent;
         self.progress.advance(extent.bytes());
-        let is_read = match self.read(extent) {
-            Ok(is_read) => is_read,
+        match self.read(extent) {
             Err(error) => return (extent.bytes(), Outcome::Unread(error)),
-        };
-        let outcome = Outcome::Unpacked(match self.compression {
+            Ok(false) => {
+                // Zeros are zeros: each number of them is unpacked once.
+                let bytes = self.input.len() as u64;
+                let known = self.of_hole.get(&bytes).copied();
+                let result = known.unwrap_or_else(|| self.unpack());
+                self.of_hole.insert(bytes, result);
+                return (0, Outcome::Unpacked(result));
+            }
+            Ok(true) => {}
+        }
+        let outcome = Outcome::Unpacked(self.unpack());
+        // The last sector may be the next extent's first one.
+        let whole_bytes = extent.bytes().saturating_sub(SECTOR_BYTES);
+        (whole_bytes.max(self.unpacker.read_bytes()), outcome)
+    }
+
+    /// Unpacks what was read.
+    fn unpack(&mut self) -> Result<(), Defect> {
+        match self.compression {
             CompressionType::Zstd => self.unpacker.unzstd(&mut self.input),
             CompressionType::Deflate | CompressionType::Unknown(_) => {
                 self.unpacker.inflate(&self.input)
             }
-        });
-        // The last sector may be the next extent's first one.
-        let whole_bytes = extent.bytes().saturating_sub(SECTOR_BYTES);
-        let spent_bytes = whole_bytes.max(self.unpacker.read_bytes());
-        (u64::from(is_read) * spent_bytes, outcome)
+        }
     }
 
     /// Reads an extent; `false` where it lies in a hole, of which a few zeros are enough.
@@ -401,6 +442,7 @@ impl<'a, S: Storage> Worker<'a, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Trees;
     use crate::qcow2::HostOffset;
 
     fn entry(number: u64) -> Entry {
@@ -444,5 +486,63 @@ mod tests {
         }
         let numbers: Vec<u64> = seen.iter().map(|one| one.index).collect();
         assert!(numbers == (0..count).collect::<Vec<_>>());
+    }
+
+    /// Tables of four entries, as [`collect`] reads them: all, or only those that are named.
+    fn window_of(tables: &[Vec<Entry>], chosen: &[L2Item], done: Option<Entry>) -> Window {
+        let mut window = Window::default();
+        for entries in tables {
+            let is_read = |one: &Entry| chosen.iter().any(|item| item.cluster == one.table);
+            let read = entries.iter().filter(|one| is_read(one));
+            let later = read.filter(|one| done.is_none_or(|done| **one > done));
+            window.entries.extend(later);
+        }
+        window.entries.sort_unstable();
+        window.is_cut = window.entries.len() > 7;
+        window.entries.truncate(7);
+        window
+    }
+
+    #[test]
+    fn tables_that_are_passed_over_have_none_of_the_next_entries() {
+        for step in [1_u64, 7, 13, 91, 389] {
+            let numbers: Vec<u64> = (0..400).map(|number| number * step % 401 / 2).collect();
+            let of_table = |(number, numbers): (u64, &[u64])| {
+                let place = HostCluster(number);
+                let entries = numbers.iter().map(|&at| Entry {
+                    table: place,
+                    ..entry(at)
+                });
+                entries.collect::<Vec<_>>()
+            };
+            let tables: Vec<Vec<Entry>> = (0..).zip(numbers.chunks(4)).map(of_table).collect();
+            let item = |number| L2Item {
+                cluster: HostCluster(number),
+                l1_index: number,
+                trees: Trees::default(),
+                active_copied: 0,
+                is_shared_across_ranges: false,
+            };
+            let all: Vec<L2Item> = (0..100).map(item).collect();
+            let mut spans = Spans::default();
+            for (table, entries) in all.iter().zip(&tables) {
+                for one in entries {
+                    spans.note(table, one.extent.offset.0);
+                }
+            }
+            let mut window = window_of(&tables, &all, None);
+            let mut read = 0;
+            while window.is_cut {
+                let done = *window.entries.last().expect("it was cut");
+                let whole = window_of(&tables, &all, Some(done));
+                let (chosen, has_more) = spans.next_tables(done.extent.offset.0, 7);
+                read += chosen.len();
+                window = window_of(&tables, &chosen, Some(done));
+                window.is_cut |= has_more;
+                assert_eq!(window.entries, whole.entries, "step {step}");
+                assert_eq!(window.is_cut, whole.is_cut, "step {step}");
+            }
+            assert!(step > 1 || read < 250, "{read} tables were read again");
+        }
     }
 }

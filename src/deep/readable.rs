@@ -127,7 +127,7 @@ impl Window {
         }
         let total_bytes = survey.l2_tables.len() as u64 * walk.geometry.cluster_bytes();
         walk.progress.begin(Phase::Tables, total_bytes);
-        gather(walk, survey, |(): &mut (), _, mapped| {
+        gather(walk, &survey.l2_tables, |(): &mut (), _, mapped| {
             if let Some(cluster) = standard(mapped) {
                 window.insert(cluster);
             }
@@ -346,7 +346,7 @@ fn owners_in_tables<S: Storage>(
     let geometry = walk.geometry;
     gather(
         walk,
-        survey,
+        &survey.l2_tables,
         |found: &mut BTreeMap<usize, Owners>, item, mapped| {
             let Some(cluster) = standard(mapped) else {
                 return;
