@@ -7,6 +7,8 @@ use crate::qcow2::{HostOffset, Place};
 
 /// Gaps that are kept; further ones are only counted.
 const KEPT_GAPS: usize = 100;
+/// Of what was not read because the check was stopped, so much is kept by each part of it: it may be millions of tables.
+const KEPT_STOPPED: usize = 4;
 
 /// Why something was not walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,7 +120,12 @@ impl Coverage {
         self.failure_count += u64::from(gap.kind.is_failure());
         self.unreadable_count += u64::from(gap.kind == GapKind::Unreadable);
         self.is_stopped |= gap.kind == GapKind::Stopped;
-        if self.gaps.len() < KEPT_GAPS {
+        let most = if gap.kind == GapKind::Stopped {
+            KEPT_STOPPED
+        } else {
+            KEPT_GAPS
+        };
+        if self.gaps.len() < most {
             self.gaps.push(gap);
         }
     }
@@ -138,10 +145,13 @@ impl Coverage {
     }
 
     /// Adds failures of a second look at the same structures, unless the first look has them already.
+    ///
+    /// Of a check that was stopped, nobody asks how many more structures it would have looked at twice.
     pub(crate) fn append_new_failures(&mut self, later: Self) {
         for gap in later.gaps {
             let is_known = |known: &Gap| (known.place, known.kind) == (gap.place, gap.kind);
-            if gap.kind.is_failure() && !self.gaps.iter().any(is_known) {
+            let is_stopped_twice = gap.kind == GapKind::Stopped && self.is_stopped;
+            if gap.kind.is_failure() && !is_stopped_twice && !self.gaps.iter().any(is_known) {
                 self.push(gap);
             }
         }

@@ -32,6 +32,21 @@ pub(crate) struct DifferenceRun {
 }
 
 impl DifferenceRun {
+    /// The first so many clusters, at most all of them, and the rest.
+    pub(crate) fn split_at(self, count: u64) -> (Self, Self) {
+        let count = count.min(self.clusters.count);
+        let first = ClusterRange {
+            start: self.clusters.start,
+            count,
+        };
+        let rest = ClusterRange {
+            start: HostCluster(self.clusters.start.0.saturating_add(count)),
+            count: self.clusters.count - count,
+        };
+        let of = |clusters| Self { clusters, ..self };
+        (of(first), of(rest))
+    }
+
     fn of(&self, cluster: HostCluster) -> Difference {
         Difference {
             cluster,

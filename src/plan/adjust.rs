@@ -9,10 +9,10 @@ use std::io;
 use super::changes::{Changes, Patch, PlannedCounts};
 use super::evidence::{self, Permit};
 use super::holes::Holes;
-use super::notes::{DraftNotes, is_leaked};
+use super::notes::DraftNotes;
 use super::remains;
 use super::{RepairOptions, StageKind, refcounts};
-use crate::check::{Differences, Examination};
+use crate::check::{DifferenceRun, Differences, Examination};
 use crate::coverage::Gap;
 use crate::finding::Code;
 use crate::qcow2::{
@@ -122,11 +122,13 @@ fn patches<S: Storage>(
             || (permit.may_lower.is_some() || !evidence::may_hide_owners(examination));
         patches.extend(flags.into_iter().filter(|patch| may_set || !sets(patch)));
     }
-    let leaked = differences.iter().zip(counts.iter());
-    let freed = leaked.filter(|(difference, count)| is_leaked(difference) && **count == Some(0));
+    let is_leaked = |run: &DifferenceRun| run.expected == 0 && run.stored > Some(0);
+    let freed = counts
+        .beside(differences)
+        .filter(|(run, count)| is_leaked(run) && *count == Some(0));
     Ok(Changes {
         patches,
-        freed: freed.map(|(difference, _)| difference.cluster).collect(),
+        freed: freed.map(|(run, _)| run.clusters).collect(),
         ..Changes::default()
     })
 }
@@ -134,11 +136,9 @@ fn patches<S: Storage>(
 /// Clusters with users that may not share them: nothing is written there.
 fn contested_clusters(differences: &Differences) -> ClusterSet {
     let contested = ClusterSet::new();
-    for difference in differences
-        .iter()
-        .filter(|difference| difference.has_conflict)
-    {
-        contested.insert(difference.cluster);
+    let runs = differences.runs().iter();
+    for run in runs.filter(|run| run.has_conflict) {
+        contested.insert_run(run.clusters);
     }
     contested
 }
@@ -157,30 +157,66 @@ fn planned_counts<S: Storage>(
         let index = cluster.0 / geometry.refcount_block_entries();
         garbage.blocks.contains(&index)
     };
-    let counts = differences.iter().map(|difference| {
-        let stored = difference.stored?;
-        let once_shared = u64::from(lost.contains(difference.cluster));
-        let wanted = difference.expected + once_shared;
+    // The count of the first cluster of a run.
+    let plan = |run: DifferenceRun, block: Option<HostCluster>| {
+        let stored = run.stored?;
+        let cluster = run.clusters.start;
+        let once_shared = u64::from(lost.contains(cluster));
+        let wanted = run.expected + once_shared;
         let wanted = wanted.min(geometry.refcount_max());
         let is_allowed = if wanted > stored {
             permit.may_correct
         } else {
             permit.may_lower.is_some()
         };
-        let block = refcount_block(&examination.survey, geometry, difference.cluster);
         // A block that the file ends in has counts that are not on disk; writing one would grow the file.
-        let is_writable = block.is_some_and(|block| {
-            !contested.contains(block)
-                && !is_garbage(difference.cluster)
-                && is_in_file(geometry, block, difference.cluster)
-        });
-        Some(if is_allowed && is_writable {
+        let is_writable = || {
+            block.is_some_and(|block| {
+                !contested.contains(block)
+                    && !is_garbage(cluster)
+                    && is_in_file(geometry, block, cluster)
+            })
+        };
+        Some(if is_allowed && is_writable() {
             wanted
         } else {
             stored
         })
-    });
-    Ok(counts.collect())
+    };
+    let mut counts = PlannedCounts::default();
+    for run in differences.runs() {
+        for of_block in within_blocks(geometry, *run) {
+            let block = refcount_block(&examination.survey, geometry, of_block.clusters.start);
+            let end = HostCluster(of_block.clusters.end().saturating_sub(1));
+            // In a block that is whole, clusters differ only by what is lost.
+            let are_alike =
+                lost.is_empty() && block.is_none_or(|block| is_in_file(geometry, block, end));
+            let step = if are_alike {
+                of_block.clusters.count
+            } else {
+                1
+            };
+            let mut rest = of_block;
+            while rest.clusters.count > 0 {
+                let (part, more) = rest.split_at(step);
+                counts.push(plan(part, block), part.clusters.count);
+                rest = more;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// A run by the refcount blocks that its clusters are counted in.
+fn within_blocks(geometry: Geometry, run: DifferenceRun) -> impl Iterator<Item = DifferenceRun> {
+    let per_block = geometry.refcount_block_entries();
+    let mut rest = run;
+    std::iter::from_fn(move || {
+        let first = (rest.clusters.count > 0).then_some(rest.clusters.start.0)?;
+        let (part, more) = rest.split_at(per_block - first % per_block);
+        rest = more;
+        Some(part)
+    })
 }
 
 /// Whether a cluster's count lies before the end of the file, in the block at `block`.
@@ -210,23 +246,29 @@ fn refcount_patches<S: Storage>(
 ) -> Vec<Patch> {
     let geometry = examination.walk.geometry;
     let mut patches = Vec::new();
-    for (difference, &count) in differences.iter().zip(counts.iter()) {
-        let block = refcount_block(&examination.survey, geometry, difference.cluster);
-        let (Some(block), Some(stored), Some(count)) = (block, difference.stored, count) else {
+    for (run, count) in counts.beside(differences) {
+        let (Some(stored), Some(count)) = (run.stored, count) else {
             continue;
         };
         if count == stored {
             continue;
         }
-        let index = difference.cluster.0 % geometry.refcount_block_entries();
         let (stage, because) = match stored {
             0 => (StageKind::RaiseRefcounts, Code::RefcountZero),
             _ if count > stored => (StageKind::RaiseRefcounts, Code::RefcountTooLow),
             _ => (StageKind::LowerRefcounts, Code::RefcountLeak),
         };
-        let block_offset = geometry.offset_of(block).0;
-        let order = geometry.refcount_order();
-        Patch::refcount(stage, because, block_offset, order, index, count).add_to(&mut patches);
+        for part in within_blocks(geometry, run) {
+            let block = refcount_block(&examination.survey, geometry, part.clusters.start);
+            let Some(block) = block else { continue };
+            let block_offset = geometry.offset_of(block).0;
+            let order = geometry.refcount_order();
+            for cluster in part.clusters.clusters() {
+                let index = cluster.0 % geometry.refcount_block_entries();
+                Patch::refcount(stage, because, block_offset, order, index, count)
+                    .add_to(&mut patches);
+            }
+        }
     }
     patches
 }
@@ -243,14 +285,14 @@ fn flag_patches<S: Storage>(
     }
     let shared = ClusterSet::new();
     let single = ClusterSet::new();
-    for (difference, &count) in differences.iter().zip(counts.iter()) {
+    for (run, count) in counts.beside(differences) {
         // With a count of zero that cannot be raised, a flag that is cleared makes the next write allocate, from counts
         // that are wrong.
-        if count.is_some_and(|count| count > 1 || difference.expected > 1) {
-            shared.insert(difference.cluster);
+        if count.is_some_and(|count| count > 1 || run.expected > 1) {
+            shared.insert_run(run.clusters);
         }
-        if count == Some(1) && difference.expected == 1 {
-            single.insert(difference.cluster);
+        if count == Some(1) && run.expected == 1 {
+            single.insert_run(run.clusters);
         }
     }
     if shared.is_empty() && single.is_empty() {

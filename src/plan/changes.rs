@@ -3,9 +3,8 @@
 //! Comes in: values. Goes out: [`Changes`]: patches of words, content for new clusters, copies, and reasons. Never here: an
 //! examination, or how a change is laid out on the disk.
 
-use std::iter::repeat_n;
-
 use super::StageKind;
+use crate::check::{DifferenceRun, Differences};
 use crate::finding::Code;
 use crate::qcow2::{ClusterRange, HostCluster, SECTOR_BYTES, count_field, put_bits};
 
@@ -38,13 +37,13 @@ impl Ranges {
     }
 }
 
-impl FromIterator<HostCluster> for Ranges {
-    fn from_iter<I: IntoIterator<Item = HostCluster>>(clusters: I) -> Self {
+impl FromIterator<ClusterRange> for Ranges {
+    fn from_iter<I: IntoIterator<Item = ClusterRange>>(clusters: I) -> Self {
         let mut ranges: Vec<ClusterRange> = Vec::new();
-        for cluster in clusters {
+        for range in clusters {
             match ranges.last_mut() {
-                Some(last) if last.end() == cluster.0 => last.count += 1,
-                _ => ranges.push(ClusterRange::one(cluster)),
+                Some(last) if last.end() == range.start.0 => last.count += range.count,
+                _ => ranges.push(range),
             }
         }
         Self(ranges)
@@ -53,26 +52,36 @@ impl FromIterator<HostCluster> for Ranges {
 
 /// Counts that one cluster after another is to have, `None` where that is not known; those that are alike are kept once.
 #[derive(Debug, Default)]
-pub(super) struct PlannedCounts(Vec<(Option<u64>, usize)>);
-
-impl FromIterator<Option<u64>> for PlannedCounts {
-    fn from_iter<I: IntoIterator<Item = Option<u64>>>(counts: I) -> Self {
-        let mut runs: Vec<(Option<u64>, usize)> = Vec::new();
-        for count in counts {
-            match runs.last_mut() {
-                Some((last, length)) if *last == count => *length += 1,
-                _ => runs.push((count, 1)),
-            }
-        }
-        Self(runs)
-    }
-}
+pub(super) struct PlannedCounts(Vec<(Option<u64>, u64)>);
 
 impl PlannedCounts {
-    /// One cluster after another.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Option<u64>> {
-        let runs = self.0.iter();
-        runs.flat_map(|(count, length)| repeat_n(count, *length))
+    /// Adds the count of the next so many clusters.
+    pub(super) fn push(&mut self, count: Option<u64>, clusters: u64) {
+        match self.0.last_mut() {
+            Some((last, length)) if *last == count => *length += clusters,
+            _ => self.0.push((count, clusters)),
+        }
+    }
+
+    /// The differences they were planned for, in runs that all get one count.
+    pub(super) fn beside<'a>(
+        &'a self,
+        differences: &'a Differences,
+    ) -> impl Iterator<Item = (DifferenceRun, Option<u64>)> {
+        let mut runs = differences.runs().iter().copied();
+        let mut counts = self.0.iter().copied();
+        let mut rest: Option<DifferenceRun> = None;
+        let mut alike = (None, 0);
+        std::iter::from_fn(move || {
+            let run = rest.take().or_else(|| runs.next())?;
+            if alike.1 == 0 {
+                alike = counts.next()?;
+            }
+            let (part, more) = run.split_at(alike.1);
+            alike.1 -= part.clusters.count;
+            rest = Some(more).filter(|more| more.clusters.count > 0);
+            Some((part, alike.0))
+        })
     }
 }
 

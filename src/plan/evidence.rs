@@ -13,7 +13,7 @@ use crate::check::{Check, Difference, Examination};
 use crate::coverage::Complete;
 use crate::finding::{Code, Severity};
 use crate::qcow2::{Geometry, HostCluster, L2Descriptor, L2Entry, words};
-use crate::refcount_map::ClusterSet;
+use crate::refcount_map::{ClusterSet, by_word, region_clusters};
 use crate::storage::Storage;
 
 /// What a plan may contain.
@@ -59,8 +59,10 @@ pub(super) fn has_leaks<S: Storage>(examination: &Examination<'_, S>, draft: &Dr
 /// More leaked clusters than this are not looked through for lost tables, and so not freed.
 const MAX_LEAKED_BYTES: u64 = 1 << 38;
 
-/// Leaked clusters looked through by one thread at a time, with one look for holes where they lie in the same.
-const LOOKED_AT_TOGETHER: usize = 256;
+/// Words of leaked clusters looked through by one thread at a time, with one look for holes where they lie in the same.
+const LOOKED_AT_TOGETHER: usize = 64;
+/// Regions whose words are listed at the same time.
+const REGIONS_AT_ONCE: usize = 256;
 
 /// Suspects described one by one.
 const SHOWN_SUSPECTS: usize = 3;
@@ -284,25 +286,41 @@ struct Suspect {
     named: u64,
 }
 
-/// Clusters counted more often than they are used, and those of them that nothing uses, in order.
+/// Clusters counted more often than they are used, and those of them that nothing uses.
 fn overcounted<S: Storage>(
     examination: &Examination<'_, S>,
     draft: &DraftNotes,
-) -> (ClusterSet, Vec<HostCluster>) {
-    let geometry = examination.walk.geometry;
-    let overcounted = ClusterSet::new();
-    let mut leaked = Vec::new();
-    for difference in examination.differences().iter() {
-        if difference.stored > Some(difference.expected) {
-            overcounted.insert(difference.cluster);
-            let is_in_file = difference.cluster.0 < geometry.file_clusters();
-            let is_known = draft.released.contains(difference.cluster);
-            if difference.expected == 0 && is_in_file && !is_known {
-                leaked.push(difference.cluster);
+) -> (ClusterSet, ClusterSet) {
+    let file_end = examination.walk.geometry.file_clusters();
+    let (overcounted, leaked) = (ClusterSet::new(), ClusterSet::new());
+    for run in examination.differences().runs() {
+        if run.stored <= Some(run.expected) {
+            continue;
+        }
+        overcounted.insert_run(run.clusters);
+        let count = file_end.saturating_sub(run.clusters.start.0);
+        let (in_file, _) = run.split_at(count);
+        if run.expected == 0 {
+            for part in by_word(in_file.clusters) {
+                let unknown = part.mask & !draft.released.bits_of(part);
+                if unknown != 0 {
+                    leaked.insert_word(part.first, unknown);
+                }
             }
         }
     }
     (overcounted, leaked)
+}
+
+/// The clusters whose bits are set in words of 64, each with its first cluster.
+fn clusters_of(words: &[(u64, u64)]) -> impl Iterator<Item = HostCluster> {
+    words.iter().flat_map(|&(start, mut word)| {
+        std::iter::from_fn(move || {
+            let bit = u64::from((word != 0).then(|| word.trailing_zeros())?);
+            word &= word - 1;
+            Some(HostCluster(start + bit))
+        })
+    })
 }
 
 /// The leaked clusters that may be the only way to live data, in order; or why nobody can look.
@@ -312,7 +330,7 @@ fn suspicious_clusters<S: Storage>(
 ) -> Result<Vec<Suspect>, String> {
     let geometry = examination.walk.geometry;
     let (overcounted, leaked) = overcounted(examination, draft);
-    if leaked.len() as u64 > MAX_LEAKED_BYTES / geometry.cluster_bytes() {
+    if leaked.count() > MAX_LEAKED_BYTES / geometry.cluster_bytes() {
         return Err(
             "there are too many leaked clusters to look through for lost tables".to_owned(),
         );
@@ -320,12 +338,12 @@ fn suspicious_clusters<S: Storage>(
     let named_by_remains = remains::named(examination, &leaked);
     let has_data_file = examination.walk.image.header().has_data_file();
     let cluster_bytes = usize::try_from(geometry.cluster_bytes()).unwrap_or(0);
-    let look = |clusters: &[HostCluster]| {
+    let look = |bits: &[(u64, u64)]| {
         let image = examination.walk.image;
         let mut bytes = vec![0; cluster_bytes];
         let mut suspects = Vec::new();
         let mut holes = Holes::new(image.storage());
-        for &cluster in clusters {
+        for cluster in clusters_of(bits) {
             // Nothing is planned by somebody who was stopped: only the end counts then.
             if examination.walk.progress.is_stopped() {
                 break;
@@ -353,8 +371,17 @@ fn suspicious_clusters<S: Storage>(
         }
         suspects
     };
-    let suspects = leaked.par_chunks(LOOKED_AT_TOGETHER).flat_map_iter(look);
-    let suspects: Vec<Suspect> = suspects.collect();
+    let mut suspects = Vec::new();
+    let regions: Vec<u64> = leaked.regions().collect();
+    for regions in regions.chunks(REGIONS_AT_ONCE) {
+        let words = regions.iter().flat_map(|&region| {
+            let starts = region_clusters(region).step_by(64);
+            starts.zip(leaked.words_of(region))
+        });
+        let words: Vec<(u64, u64)> = words.filter(|(_, word)| *word != 0).collect();
+        let found = words.par_chunks(LOOKED_AT_TOGETHER).flat_map_iter(look);
+        suspects.par_extend(found);
+    }
     if examination.walk.progress.is_stopped() {
         return Err("the planning was stopped".to_owned());
     }

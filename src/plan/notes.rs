@@ -7,7 +7,7 @@ use std::cell::{Cell, OnceCell};
 use std::io;
 
 use super::remains;
-use crate::check::{Difference, Examination};
+use crate::check::Examination;
 use crate::finding::Code;
 use crate::refcount_map::{ClusterSet, WordPart};
 use crate::storage::Storage;
@@ -110,11 +110,6 @@ fn has_unaccounted<S: Storage>(examination: &Examination<'_, S>) -> bool {
     let file_clusters = examination.walk.geometry.file_clusters();
     let mut runs = examination.differences().runs().iter();
     runs.any(|run| run.stored > Some(run.expected) && run.clusters.start.0 < file_clusters)
-}
-
-/// Whether a cluster is counted, and nothing uses it.
-pub(super) fn is_leaked(difference: &Difference) -> bool {
-    difference.expected == 0 && difference.stored > Some(0)
 }
 
 /// The clusters that are leaked in the image as it is, not by this repair.

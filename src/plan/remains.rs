@@ -36,7 +36,7 @@ const PIECE_BYTES: u64 = 1 << 14;
 /// stored.
 pub(super) fn named<S: Storage>(
     examination: &Examination<'_, S>,
-    leaked: &[HostCluster],
+    leaked: &ClusterSet,
 ) -> ClusterSet {
     let named = ClusterSet::new();
     if leaked.is_empty() {
@@ -74,7 +74,7 @@ pub(super) fn named<S: Storage>(
             for word in words(&bytes) {
                 let offset = L1Entry(word).l2_table_offset();
                 let cluster = offset.and_then(|offset| geometry.admit(offset).ok());
-                if let Some(cluster) = cluster.filter(|it| leaked.binary_search(it).is_ok()) {
+                if let Some(cluster) = cluster.filter(|it| leaked.contains(*it)) {
                     named.insert(cluster);
                 }
             }

@@ -80,6 +80,81 @@ fn ends_of_tables_that_lie_in_holes_are_not_read_through_for_what_is_leaked() {
     }
 }
 
+/// A file that may not grow, with a count of one for each of millions of clusters that nothing uses.
+fn no_free_cluster(blocks: u64) -> Hostile {
+    let (table, first_block) = (1 << 20, 8 << 20);
+    image(
+        "a file that may not grow, and has no free cluster",
+        (blocks * 4096) << 9,
+        Head {
+            size: 1 << 15,
+            l1: (4 << 20, 1),
+            refcount_table: (table, u32::try_from(blocks / 64).expect("not so many")),
+            order: 0,
+            ..HEAD
+        },
+        vec![
+            (
+                table,
+                words((0..blocks).map(|block| first_block + block * 512)),
+            ),
+            (4 << 20, words([1 << 63 | 1 << 50])),
+            (
+                first_block,
+                vec![0xff; usize::try_from(blocks * 512).expect("megabytes")],
+            ),
+        ],
+    )
+}
+
+#[test]
+fn what_is_planned_for_clusters_that_are_alike_is_planned_for_all_of_them_at_once() {
+    if !has_tools(&["prlimit"]) {
+        return;
+    }
+    let said = expect_within(&no_free_cluster(1 << 15), 12, &DRY_RUN);
+    assert!(said.contains("l2-table-past-end"), "{said}");
+    assert!(said.contains("refcount-leak (1342"), "{said}");
+}
+
+/// Four million L2 tables in a hole.
+fn tables_in_a_hole() -> Hostile {
+    let (bits, count, first) = (16, 1 << 22, 2048);
+    image(
+        "four million L2 tables in a hole",
+        (first + count + 16) << bits,
+        Head {
+            cluster_bits: bits,
+            size: count << (bits + 13),
+            l1: (1 << 20, 1 << 22),
+            refcount_table: (1 << 28, 1),
+            ..HEAD
+        },
+        vec![(
+            1 << 20,
+            words((0..count).map(|table| 1 << 63 | (first + table) << bits)),
+        )],
+    )
+}
+
+#[test]
+fn who_is_told_to_stop_does_not_say_of_millions_of_tables_what_was_not_read() {
+    if !has_tools(&["prlimit"]) {
+        return;
+    }
+    let stage = Stage::new();
+    tables_in_a_hole().write(&stage.path("image"));
+    for command in [["check", "-j", "1"], ["check", "--deep", "-j1"]] {
+        let budget = ["--budget", "300ms", "image"];
+        let said = within(
+            &stage,
+            (700 * MIB, SECONDS),
+            &[&command[..], &budget].concat(),
+        );
+        assert_eq!(said.exit, Some(6), "{}", said.err());
+    }
+}
+
 /// L2 entries without COPIED, one for each sector of counts, all of clusters that are not counted.
 fn lost_counts(entries: u64) -> Hostile {
     let (bits, per_sector, per_block) = (16, 64, 8192);
