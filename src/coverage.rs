@@ -120,14 +120,14 @@ impl Coverage {
         self.failure_count += u64::from(gap.kind.is_failure());
         self.unreadable_count += u64::from(gap.kind == GapKind::Unreadable);
         self.is_stopped |= gap.kind == GapKind::Stopped;
-        let most = if gap.kind == GapKind::Stopped {
-            KEPT_STOPPED
-        } else {
-            KEPT_GAPS
-        };
-        if self.gaps.len() < most {
+        if self.keeps_more() && !(gap.kind == GapKind::Stopped && self.names_enough_stopped()) {
             self.gaps.push(gap);
         }
+    }
+
+    fn names_enough_stopped(&self) -> bool {
+        let stopped = self.gaps.iter().filter(|gap| gap.kind == GapKind::Stopped);
+        stopped.count() >= KEPT_STOPPED
     }
 
     /// Adds a failure, if there was one, unless it is known already.
