@@ -294,6 +294,11 @@ impl<S: Storage> Repair<'_, '_, S> {
             .any(|&code| self.found(code) && self.wishes.accepts(code));
         let is_complete = indices.len() == entries.len() && !breaks_off;
         if !is_complete && !is_accepted {
+            if end == 0 && (0..entries.len()).any(|index| self.is_garbage(index, &mapped)) {
+                let reason = "the table begins with zeros and goes on with something else, so zeros may have taken the place of a \
+                    snapshot; restore the table from a copy of the image, or accept the loss of what cannot be read";
+                return Err(self.for_all(reason));
+            }
             self.may_leave_out(end, breaks_off, is_blank(end))?;
         }
         changes.gave_up |= !is_complete && is_accepted;
