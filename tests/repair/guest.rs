@@ -444,7 +444,7 @@ impl<'a> Reader<'a> {
             let name = self.part(strings + id_bytes, name_bytes).to_vec();
             // Behind the table lie other tables, and their words read as entries, too.
             let maps_nothing = self.u64(at) == 0 || self.u32(at + 8) == 0;
-            let is_phantom = id.is_empty() && maps_nothing;
+            let is_phantom = id.iter().all(|&byte| byte == 0) && maps_nothing;
             let tree = self.tree(self.u64(at), self.u32(at + 8).into(), self.facts(at));
             if let Some(tree) = tree.filter(|_| !is_phantom) {
                 let mut number = 0;
