@@ -283,35 +283,30 @@ impl<S: Storage> Repair<'_, '_, S> {
             .map_or(0, |last| last + 1);
         let header = self.examination.walk.image.header();
         let breaks_off = u64::from(header.nb_snapshots) > entries.len() as u64;
-        if (0..end).any(|index| self.is_garbage(index, &mapped)) {
+        let is_accepted = COUNT_CODES
+            .iter()
+            .any(|&code| self.found(code) && self.wishes.accepts(code));
+        // Without one real entry, the zeros that a table begins with may be what became of the first.
+        let is_table = end > 0 || is_accepted;
+        let mut garbage = (0..entries.len()).filter(|&index| self.is_garbage(index, &mapped));
+        if garbage.next().is_some_and(|first| first < end || !is_table) {
             let reason = "an entry in the middle of the table makes no sense, and so where those behind it begin is doubtful; \
                 restore the table from a copy of the image";
             return Err(self.for_all(reason));
         }
         let indices: Vec<usize> = (0..end).filter(|&index| !is_blank(index)).collect();
-        let is_accepted = COUNT_CODES
-            .iter()
-            .any(|&code| self.found(code) && self.wishes.accepts(code));
         let is_complete = indices.len() == entries.len() && !breaks_off;
         if !is_complete && !is_accepted {
-            if end == 0 && (0..entries.len()).any(|index| self.is_garbage(index, &mapped)) {
-                let reason = "the table begins with zeros and goes on with something else, so zeros may have taken the place of a \
-                    snapshot; restore the table from a copy of the image, or accept the loss of what cannot be read";
-                return Err(self.for_all(reason));
-            }
             self.may_leave_out(end, breaks_off, is_blank(end))?;
         }
         changes.gave_up |= !is_complete && is_accepted;
         let last = end.checked_sub(1).and_then(|last| entries.get(last));
         let table = HostOffset(header.snapshots_offset);
-        let start = self.geometry().cluster_at(table);
-        let kept_end = last.map_or(table.0, |last| {
-            last.offset.saturating_add(last.fixed.entry_bytes())
-        });
-        let count = self
-            .geometry()
-            .clusters_for(kept_end)
-            .saturating_sub(start.0);
+        let geometry = self.geometry();
+        let start = geometry.cluster_at(table);
+        let end_of = |last: &SnapshotEntry| last.offset.saturating_add(last.fixed.entry_bytes());
+        let kept_end = last.map_or(table.0, end_of);
+        let count = geometry.clusters_for(kept_end).saturating_sub(start.0);
         Ok(Kept {
             indices,
             clusters: ClusterRange { start, count },
