@@ -15,6 +15,7 @@ use crate::check::metadata_digest;
 use crate::error::Error;
 use crate::image::Image;
 use crate::progress::Progress;
+use crate::qcow2::is_zero;
 use crate::storage::Storage;
 use crate::undo::{Judgement, SECTOR_BYTES, UndoFile, UndoState};
 
@@ -29,19 +30,22 @@ pub(super) fn left_digest<S: Storage>(
     let mut offset = original_length_bytes;
     while let Some(start) = image.storage().next_data(offset)? {
         let left = usize::try_from(image.file_bytes().saturating_sub(start)).unwrap_or(PIECE_BYTES);
+        // Sectors are those of the file, wherever data begins; only the first may be cut, by the original length.
+        let before = usize::try_from(start % SECTOR_BYTES as u64).unwrap_or(0);
         let Some(part) = piece
-            .get_mut(..left.min(PIECE_BYTES))
+            .get_mut(..left.min(PIECE_BYTES - before))
             .filter(|part| !part.is_empty())
         else {
             break;
         };
         image.storage().read_at(start, part)?;
-        for (sector, offset) in part
-            .chunks(SECTOR_BYTES)
-            .zip((start..).step_by(SECTOR_BYTES))
-        {
+        let (cut, whole) = part.split_at(part.len().min(SECTOR_BYTES - before));
+        let behind = start + cut.len() as u64;
+        let sectors = whole.chunks(SECTOR_BYTES);
+        let sectors = sectors.zip((behind..).step_by(SECTOR_BYTES));
+        for (sector, offset) in std::iter::once((cut, start)).chain(sectors) {
             // Zeros count for nothing, so that holes and written zeros are the same.
-            if sector.iter().any(|&byte| byte != 0) {
+            if !is_zero(sector) {
                 let mut hasher = crc32fast::Hasher::new();
                 hasher.update(&offset.to_be_bytes());
                 hasher.update(sector);
@@ -133,5 +137,61 @@ fn digest_or<'s, S: Storage>(
         },
         Err(Error::Read { offset, source, .. }) => unverified(format!("byte {offset}: {source}")),
         Err(error) => Err(RepairError::Image(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An image in a file whose blocks of zeros are holes, or are not.
+    struct Dug {
+        bytes: Vec<u8>,
+        has_holes: bool,
+    }
+
+    impl Storage for Dug {
+        fn length_bytes(&self) -> io::Result<u64> {
+            self.bytes.length_bytes()
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+            self.bytes.read_at(offset, buffer)
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+            let blocks = (0..).step_by(4096).zip(self.bytes.chunks(4096));
+            let mut stored = blocks.filter(|(_, block)| !self.has_holes || !is_zero(block));
+            let found = stored.find(|(start, _)| offset < start + 4096);
+            Ok(found.map(|(start, _)| start.max(offset)))
+        }
+    }
+
+    #[test]
+    fn holes_and_written_zeros_behind_the_original_end_are_the_same_wherever_that_was() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let path = root.join("corpus/002-v3-plain/image.qcow2");
+        let mut bytes = std::fs::read(&path).expect("the corpus is there");
+        bytes.resize(2 * PIECE_BYTES + 30_000, 0);
+        for at in [
+            20_000,
+            20_511,
+            20_512,
+            PIECE_BYTES + 9_000,
+            2 * PIECE_BYTES + 29_999,
+        ] {
+            bytes[at] = 7;
+        }
+        let digest = |has_holes, length_bytes| {
+            let bytes = bytes.clone();
+            let image = Image::open(Dug { bytes, has_holes }, &path).expect("an image");
+            let digest = left_digest(&image, length_bytes, &Progress::default());
+            digest.expect("all of it can be read")
+        };
+        for length_bytes in [6_656, 6_657, 7_000, 8_191, 20_480, 20_481] {
+            let dug = digest(true, length_bytes);
+            assert_eq!(dug, digest(false, length_bytes), "{length_bytes}");
+        }
+        assert_ne!(digest(true, 20_480), digest(true, 20_512));
     }
 }
