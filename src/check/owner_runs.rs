@@ -14,6 +14,8 @@ pub(super) struct OwnerRuns {
     runs: Vec<Owner>,
     /// Clusters in the longest run, to know where to begin looking.
     longest: u64,
+    /// Some group has contributed all it may, and perhaps had more.
+    may_lack_some: bool,
 }
 
 impl OwnerRuns {
@@ -25,6 +27,12 @@ impl OwnerRuns {
         if self.runs.len() < RUNS_PER_GROUP {
             self.runs.push(owner);
         }
+        self.may_lack_some |= self.runs.len() == RUNS_PER_GROUP;
+    }
+
+    /// Whether owners may have been dropped: which ones depends on who else was asked about.
+    pub(super) fn may_lack_some(&self) -> bool {
+        self.may_lack_some
     }
 
     /// Whether nothing that is at this place will be kept.
@@ -36,6 +44,7 @@ impl OwnerRuns {
     /// Adds the owners another group of tables has found.
     pub(super) fn append(&mut self, later: Self) {
         self.runs.extend(later.runs);
+        self.may_lack_some |= later.may_lack_some;
     }
 
     /// Makes ready for questions.
@@ -57,5 +66,35 @@ impl OwnerRuns {
             }
         }
         owners
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::OwnerKind;
+    use crate::qcow2::HostCluster;
+
+    #[test]
+    fn a_group_with_as_many_runs_as_it_may_have_says_that_some_may_be_missing() {
+        let mut group = OwnerRuns::default();
+        let push = |group: &mut OwnerRuns, number| {
+            group.push(Owner {
+                kind: OwnerKind::GuestData,
+                place: Place::File,
+                trees: None,
+                guest: None,
+                host: ClusterRange::one(HostCluster(2 * number)),
+            });
+        };
+        for number in 1..RUNS_PER_GROUP as u64 {
+            push(&mut group, number);
+        }
+        assert!(!group.may_lack_some());
+        push(&mut group, RUNS_PER_GROUP as u64);
+        let mut all = OwnerRuns::default();
+        all.append(group);
+        push(&mut all, 1 << 20);
+        assert!(all.may_lack_some() && all.runs.len() == RUNS_PER_GROUP);
     }
 }

@@ -64,8 +64,8 @@ pub(super) fn name_suspects<S: Storage>(
     let owners = walk_again(walk, survey, &purpose, notes);
     Witnessed {
         tally,
+        has_all_owners: has_all_owners && !owners.may_lack_some(),
         owners,
-        has_all_owners,
     }
 }
 
