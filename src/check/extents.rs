@@ -19,7 +19,7 @@ use crate::progress::Phase;
 use crate::qcow2::{CompressedExtent, Geometry, HostOffset, Place, SECTOR_BYTES};
 use crate::storage::Storage;
 use crate::walk::batch::{GroupVisitor, read_tables};
-use crate::walk::l2_table::{CompressedRun, Rules, Target, is_followed};
+use crate::walk::l2_table::{Rules, Target, is_followed};
 use crate::walk::{L2Item, Notes, Survey, Walk};
 
 /// Runs kept in one image; beyond, overlaps are not looked for, and the coverage says so.
@@ -81,20 +81,24 @@ impl Extents {
         self.append(Run::one(extent, guest_cluster));
     }
 
-    /// Extents that follow one another.
-    pub(super) fn push_run(&mut self, run: &CompressedRun<'_>) {
-        let mut extents = run.extents();
+    /// Extents that follow one another, of guest clusters from this one on.
+    pub(super) fn push_run(
+        &mut self,
+        mut extents: impl ExactSizeIterator<Item = CompressedExtent> + DoubleEndedIterator,
+        guest_cluster: u64,
+    ) {
+        let count = extents.len() as u64;
         if self.is_shared {
-            for (guest_cluster, extent) in (run.guest_cluster..).zip(extents) {
+            for (guest_cluster, extent) in (guest_cluster..).zip(extents) {
                 self.push(extent, guest_cluster);
             }
         } else if let Some(first) = extents.next() {
             let last = extents.next_back().unwrap_or(first);
             self.append(Run {
-                count: run.count(),
+                count,
                 last_sector: last.last_sector_offset().0,
                 last_start: last.offset.0,
-                ..Run::one(first, run.guest_cluster)
+                ..Run::one(first, guest_cluster)
             });
         }
     }
@@ -356,6 +360,27 @@ mod tests {
         assert_eq!(overlaps(&[(100, 1, 7), (100, 1, 7)], true), 0);
         assert_eq!(overlaps(&[(100, 1, 7), (100, 1, 8)], false), 1);
         assert_eq!(overlaps(&[(0, 2, 6), (600, 1, 7), (600, 1, 8)], false), 1);
+    }
+
+    #[test]
+    fn a_run_of_extents_is_kept_as_its_extents_are_one_by_one() {
+        for (is_shared, count, kept) in [(false, 40, 1), (false, 1, 1), (true, 40, 80)] {
+            let at = |index| CompressedExtent {
+                offset: HostOffset(index * 1024),
+                sectors: 2,
+            };
+            let mut whole = Extents::new(is_shared, &RunsKept::default());
+            let mut single = Extents::new(is_shared, &RunsKept::default());
+            for first in [0, count] {
+                let extents: Vec<_> = (first..first + count).map(at).collect();
+                whole.push_run(extents.iter().copied(), first);
+                for (guest_cluster, &extent) in (first..).zip(&extents) {
+                    single.push(extent, guest_cluster);
+                }
+            }
+            assert_eq!(whole.runs, single.runs, "{is_shared}, {count}");
+            assert_eq!(whole.runs.len(), kept, "{is_shared}, {count}");
+        }
     }
 
     #[test]

@@ -222,7 +222,8 @@ impl Entries for Payer<'_, '_> {
     fn compressed_chunk(&mut self, chunk: &CompressedChunk<'_>) -> bool {
         for run in chunk.runs() {
             self.run.add_compressed(run.count());
-            self.visitor.extents.push_run(&run);
+            let extents = run.extents();
+            self.visitor.extents.push_run(extents, run.guest_cluster);
             let last = run.for_each_cluster(|cluster, count| self.compressed.add(cluster, count));
             self.last = self.last.max(last.0);
         }

@@ -10,7 +10,7 @@ mod scattered;
 
 pub(crate) use self::chunk::CHUNK;
 use self::chunk::{Chunk, Entry, bits_of, for_each_chunk};
-pub(crate) use self::compressed::{CompressedChunk, CompressedRun, is_followed};
+pub(crate) use self::compressed::{CompressedChunk, is_followed};
 use self::scattered::Ordinary;
 pub(crate) use self::scattered::ScatteredChunk;
 use super::batch::Table;

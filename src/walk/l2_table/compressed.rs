@@ -153,7 +153,9 @@ pub(crate) fn is_followed(start: u64, last_sector: u64, next: u64) -> bool {
 
 impl CompressedRun<'_> {
     /// Its extents, in order.
-    pub(crate) fn extents(&self) -> impl DoubleEndedIterator<Item = CompressedExtent> {
+    pub(crate) fn extents(
+        &self,
+    ) -> impl ExactSizeIterator<Item = CompressedExtent> + DoubleEndedIterator {
         let extents = self.words.iter();
         extents.map(|word| L2Entry(*word).extent_if_compressed(self.geometry))
     }
